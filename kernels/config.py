@@ -1,0 +1,114 @@
+"""Launch configurations: data chosen by pure functions of shape, type and layout. Needs neither Triton nor a GPU.
+
+A slab is one subspace of one image, G*H*W elements. Two regimes:
+
+    slab   one program per slab: logits row strip by row strip, then the second sweep over the same slab from cache
+    split  two launches: strips of rows first exchange (max, sum) through memory, then apply; for slabs too large for a
+           program's share of the cache, or too few to fill the GPU
+"""
+
+import dataclasses
+
+ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
+MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
+SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
+SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
+PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """How one direction of the operator is launched."""
+
+    split: bool  # False: one program per slab; True: strips of rows in two launches
+    block_w: int  # columns of a tile of the row march
+    block_c: int  # channels of a tile of the row march
+    block_p: int  # pixels of a tile of the flat sweep
+    block_k: int  # channels of a tile of the flat sweep
+    num_warps: int
+    max_registers: int  # per lane
+    strip_rows: int  # split: rows per program, a multiple of ROWS
+
+
+def forward_config(
+    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+) -> LaunchConfig:
+    """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
+    # 7 rows of sums per element. Twice as many per lane spill: float16 NCHW with 64 columns on sm_90, float32
+    # channels_last on sm_100. Left to itself the assembler aims at 168 registers, and spills a few to get there.
+    per_lane = 4 if itemsize == 2 else 2
+    return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+
+
+def backward_config(
+    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+) -> LaunchConfig:
+    """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
+    # About 20 registers per element: 4 per lane take 233 (float16 NCHW) and spill (float32 channels_last) on sm_90.
+    # 168 registers let an SM hold three programs of four warps.
+    per_lane, max_registers = (1, 255) if itemsize == 8 else (2, 168)
+    return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers)
+
+
+def _config(
+    shape: tuple[int, int, int, int],
+    num_splits: int,
+    itemsize: int,
+    channels_last: bool,
+    num_sms: int,
+    per_lane: int,  # elements of a tile of the row march
+    max_registers: int,
+) -> LaunchConfig:
+    _, c, h, w = shape
+    block_w = min(max(next_power_of_2(w), MIN_BLOCK_W), MAX_BLOCK_W)
+    num_warps = 1 if c // num_splits * h * w <= SMALL_SLAB else 4
+    if itemsize == 8:  # for checking, not for speed: one tile
+        block_w, num_warps = 16, 4
+    # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4 warps
+    run = 32 if num_warps == 1 else 64
+    other = 32 * num_warps * 16 // run
+    split = _slab_is_large(shape, num_splits, itemsize) or _slabs_are_few(shape, num_splits, num_sms)
+    return LaunchConfig(
+        split=split,
+        block_w=block_w,
+        block_c=32 * num_warps * per_lane // block_w,
+        block_p=other if channels_last else run,
+        block_k=run if channels_last else other,
+        num_warps=num_warps,
+        max_registers=max_registers,
+        strip_rows=ROWS if split else 0,
+    )
+
+
+def regime_reason(
+    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+) -> str:
+    """Which regime the configurations above choose, and why, in words."""
+    if _slab_is_large(shape, num_splits, itemsize):
+        return f"split, two launches: a slab has more than {SLAB_BYTES // 1024} KiB"
+    if _slabs_are_few(shape, num_splits, num_sms):
+        return f"split, two launches: fewer than {PROGRAMS_PER_SM} slabs for each of {num_sms} multiprocessors"
+    return "slab, one launch: a program per slab"
+
+
+def _slab_is_large(shape: tuple[int, int, int, int], num_splits: int, itemsize: int) -> bool:
+    _, c, h, w = shape
+    return c // num_splits * h * w * itemsize > SLAB_BYTES
+
+
+def _slabs_are_few(shape: tuple[int, int, int, int], num_splits: int, num_sms: int) -> bool:
+    n, _, h, _ = shape
+    return n * num_splits < PROGRAMS_PER_SM * num_sms and h > ROWS  # a map of one strip cannot be split
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def chunk_pixels(w: int, config: LaunchConfig) -> int:
+    """Pixels per program of the second launch: about a strip, in whole tiles, so that accesses stay aligned."""
+    return cdiv(max(config.strip_rows, 1) * w, config.block_p) * config.block_p

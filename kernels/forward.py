@@ -1,0 +1,280 @@
+"""Forward kernels: logits by a march over rows, softmax over the map, reweighting.
+
+    z[p]   = sum over c of v[c] * m[c,p] + b,       m as in `primitives`
+    A      = softmax of act_z(z);   lse = log sum exp act_z(z)
+    y[c,p] = x[c,p] + A[p] * x[c,p]
+
+The march loads three column-shifted rows, keeps the horizontal maxima of the two rows above, and so needs one new row
+per row of z. Beyond a border it reads the nearest pixel inside, which is in the same window and so changes no maximum:
+pixels need no masks. Without act_u the affine map leaves the maximum: z = sum (v |scale|) * max + sum v * shift + b.
+"""
+
+import triton
+import triton.language as tl
+
+from .primitives import (
+    aligned,
+    aligned_strides,
+    clamp,
+    load_channel,
+    load_signed,
+    maximum,
+    pixel_offset,
+    relu,
+    sign_of,
+    widen,
+)
+
+
+@triton.jit
+def finite(m):
+    """A maximum fit to be subtracted: 0 in place of -inf, so that exp(-inf - m) is 0."""
+    return tl.where(m == float("-inf"), 0.0, m)
+
+
+@triton.jit
+def combine(m, s, m_i, s_i):
+    """(max, sum of exp(. - max)) of two parts together."""
+    m_new = tl.maximum(m, m_i)
+    shift = finite(m_new)
+    return m_new, s * tl.exp(m - shift) + s_i * tl.exp(m_i - shift)
+
+
+@triton.jit
+def strip_logits(
+    x_ptr,
+    scale_ptr,
+    shift_ptr,
+    v_ptr,
+    b,
+    z_ptr,  # [H*W]
+    r0,
+    H,
+    W,
+    G,
+    stride_c,
+    stride_h,
+    stride_w,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    RELU_U: tl.constexpr,
+    RELU_Z: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Writes z of rows r0 .. r0 + ROWS - 1; returns (max, sum of exp) of act_z(z) over them."""
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
+    compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
+    m_strip = tl.full([], float("-inf"), dtype)
+    s_strip = tl.full([], 0.0, dtype)
+    for w0 in range(0, W, BLOCK_W):
+        col = w0 + tl.arange(0, BLOCK_W)
+        o_col_left = widen(clamp(col - 1, W), WIDE) * stride_w
+        o_col = widen(clamp(col, W), WIDE) * stride_w
+        o_col_right = widen(clamp(col + 1, W), WIDE) * stride_w
+        z = ()
+        for _ in tl.static_range(ROWS):
+            z = z + (tl.zeros([BLOCK_C, BLOCK_W], dtype),)
+        constant = tl.full([], 0.0, dtype) + b
+        for c0 in range(0, G, BLOCK_C):
+            o_c = c0 + tl.arange(0, BLOCK_C)
+            scale = load_channel(scale_ptr, o_c, G, dtype)
+            v = load_channel(v_ptr, o_c, G, dtype)
+            sign = sign_of(scale).to(compare)[:, None]
+            if RELU_U:
+                gain = tl.abs(scale)[:, None]
+                weight = v[:, None]
+                if shift_ptr is not None:
+                    shift = load_channel(shift_ptr, o_c, G, dtype)[:, None]
+            else:
+                weight = (v * tl.abs(scale))[:, None]
+                if shift_ptr is not None:
+                    constant += tl.sum(v * load_channel(shift_ptr, o_c, G, dtype), 0)
+            m_c = (o_c < G)[:, None]
+            o_xc = widen(o_c, WIDE)[:, None] * stride_c
+            o_left = o_xc + o_col_left[None, :]
+            o_centre = o_xc + o_col[None, :]
+            o_right = o_xc + o_col_right[None, :]
+            above2 = tl.full([BLOCK_C, BLOCK_W], 0.0, compare)  # horizontal maxima of the two rows above
+            above1 = above2
+            z_next = ()
+            for r in tl.static_range(ROWS + 2):
+                row_ptr = x_ptr + clamp(r0 + r - 1, H).to(tl.int64) * stride_h
+                left = load_signed(row_ptr, o_left, sign, m_c, EVEN_C)
+                centre = load_signed(row_ptr, o_centre, sign, m_c, EVEN_C)
+                right = load_signed(row_ptr, o_right, sign, m_c, EVEN_C)
+                here = maximum(maximum(left, right), centre)
+                if r >= 2:
+                    m = maximum(maximum(above2, above1), here).to(dtype)
+                    if RELU_U:
+                        m = m * gain
+                        if shift_ptr is not None:
+                            m += shift
+                        m = relu(m, True)
+                    z_next = z_next + (z[r - 2] + weight * m,)
+                above2 = above1
+                above1 = here
+            z = z_next
+        m_block = tl.full([], float("-inf"), dtype)
+        logits = ()
+        for r in tl.static_range(ROWS):
+            z_row = tl.sum(z[r], 0) + constant
+            m_z = (col < W) & (r0 + r < H)
+            tl.store(z_ptr + (r0 + r) * W + col, z_row, mask=m_z)
+            logit = tl.where(m_z, relu(z_row, RELU_Z), float("-inf"))
+            logits = logits + (logit,)
+            m_block = tl.maximum(m_block, tl.max(logit, 0))
+        s_block = tl.full([], 0.0, dtype)
+        for r in tl.static_range(ROWS):
+            s_block += tl.sum(tl.exp(logits[r] - finite(m_block)), 0)
+        m_strip, s_strip = combine(m_strip, s_strip, m_block, s_block)
+    return m_strip, s_strip
+
+
+@triton.jit
+def reweight(
+    x_ptr,
+    y_ptr,
+    a_ptr,  # [H*W] or None
+    z_ptr,  # [H*W]
+    m,
+    s,
+    p_begin,
+    p_end,
+    W,
+    G,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    y_stride_c,
+    y_stride_h,
+    y_stride_w,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RELU_Z: tl.constexpr,
+    FLAT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Writes y, and A if asked, of pixels p_begin .. p_end - 1, given the softmax's (max, sum of exp)."""
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    for p0 in range(p_begin, p_end, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)
+        m_p = p < p_end
+        z = tl.load(z_ptr + p, mask=m_p, other=float("-inf"))
+        a = tl.exp(relu(z, RELU_Z) - m) / s
+        if a_ptr is not None:
+            tl.store(a_ptr + p, a, mask=m_p)
+        a = tl.where(a == 0, 1.2e-38, a)  # (1 + 0) * inf is inf, but inf + 0 * inf NaN; a finite x sees no difference
+        o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)
+        o_py = pixel_offset(widen(p, WIDE), W, y_stride_h, y_stride_w, FLAT)
+        for c0 in range(0, G, BLOCK_K):
+            c = c0 + tl.arange(0, BLOCK_K)
+            m_x = (c < G)[:, None] & m_p[None, :]
+            o_c = widen(c, WIDE)[:, None]
+            x = tl.load(x_ptr + (o_c * x_stride_c + o_px[None, :]), mask=m_x, other=0.0).to(dtype)
+            y = x + a[None, :] * x
+            tl.store(y_ptr + (o_c * y_stride_c + o_py[None, :]), y.to(y_ptr.dtype.element_ty), mask=m_x)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr,  # [N, C, H, W]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C] or None
+    v_ptr,  # [C]
+    b_ptr,  # [g] or None
+    y_ptr,  # [N, C, H, W]
+    a_ptr,  # [N, g, H*W] or None
+    z_ptr,  # [N, g, H*W]
+    lse_ptr,  # [N, g]
+    stats_ptr,  # [N, g, strips, 2], (max, sum of exp) of each strip, or None in the slab regime
+    H,
+    W,
+    G,
+    num_splits,
+    strips,
+    strip_rows,  # rows per program of the logits launch
+    chunk,  # pixels per program of the apply launch
+    x_stride_n,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    y_stride_n,
+    y_stride_c,
+    y_stride_h,
+    y_stride_w,
+    LOGITS: tl.constexpr,  # this launch computes logits; with APPLY too, it is the slab regime
+    APPLY: tl.constexpr,  # this launch writes y
+    ROWS: tl.constexpr,  # rows of z marched over at a time
+    BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
+    BLOCK_W: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
+    BLOCK_K: tl.constexpr,
+    RELU_U: tl.constexpr,
+    RELU_Z: tl.constexpr,
+    EVEN_C: tl.constexpr,  # BLOCK_C divides G
+    CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr,  # one stride serves all pixels of a map
+    VEC: tl.constexpr,  # strides, and H*W (G in channels_last), are multiples of it
+    WIDE: tl.constexpr,  # offsets inside a slab need int64
+):
+    """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, strips), then (N * num_splits, chunks)."""
+    slab = tl.program_id(0)
+    part = tl.program_id(1)
+    n = (slab // num_splits).to(tl.int64)
+    k = slab % num_splits
+    HW = H * W
+    if CHANNELS_LAST:
+        G = aligned(G, VEC)
+    else:
+        HW = aligned(HW, VEC)
+    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
+    y_stride_n, y_stride_c, y_stride_w = aligned_strides(y_stride_n, y_stride_c, y_stride_w, CHANNELS_LAST, VEC)
+    channel = k * G
+    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    z_ptr += slab.to(tl.int64) * HW
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    m = tl.full([], float("-inf"), dtype)
+    s = tl.full([], 0.0, dtype)
+
+    if LOGITS:
+        scale_ptr += channel
+        v_ptr += channel
+        if shift_ptr is not None:
+            shift_ptr += channel
+        b = tl.full([], 0.0, dtype)
+        if b_ptr is not None:
+            b = tl.load(b_ptr + k).to(dtype)
+        for r0 in range(part * strip_rows, tl.minimum(part * strip_rows + strip_rows, H), ROWS):
+            m_i, s_i = strip_logits(
+                x_ptr, scale_ptr, shift_ptr, v_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
+                ROWS, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C, WIDE,
+            )  # fmt: skip
+            m, s = combine(m, s, m_i, s_i)
+        if not APPLY:
+            stats_ptr += (slab.to(tl.int64) * strips + part) * 2
+            tl.store(stats_ptr, m)
+            tl.store(stats_ptr + 1, s)
+
+    if APPLY:
+        if LOGITS:
+            p_begin = 0
+            p_end = HW
+            tl.debug_barrier()  # every z of the slab is written before any is read
+        else:
+            p_begin = part * chunk
+            p_end = tl.minimum(p_begin + chunk, HW)
+            for i in range(0, strips):
+                i_ptr = stats_ptr + (slab.to(tl.int64) * strips + i) * 2
+                m, s = combine(m, s, tl.load(i_ptr), tl.load(i_ptr + 1))
+        if part == 0:
+            tl.store(lse_ptr + slab, m + tl.log(s))
+        y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
+        if a_ptr is not None:
+            a_ptr += slab.to(tl.int64) * HW
+        reweight(
+            x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, p_end, W, G, x_stride_c, x_stride_h, x_stride_w,
+            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, WIDE,
+        )  # fmt: skip

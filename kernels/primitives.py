@@ -1,0 +1,82 @@
+"""What the forward and the backward kernels share: where elements lie, and how x is read for pooling.
+
+Names: `o_` an offset in elements, `m_` a mask; x_ptr and other slab pointers already point at their image and subspace.
+
+The affine map, ReLU and a positive scale commute with the maximum, a negative scale turns it into a minimum. So the
+kernels pool sign(scale) * x, exactly and in x's own type, and apply |scale|, shift and ReLU once, afterwards:
+
+    m = act_u(|scale| * max over W of (sign(scale) * x) + shift),      sign(0) = 0
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sign_of(scale):
+    """1, -1, 0, or NaN."""
+    return tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, scale * 0.0))
+
+
+@triton.jit
+def maximum(a, b):
+    """The larger; NaN where either is, on the GPU as in the interpreter."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def clamp(i, size):
+    """The index in [0, size) nearest to i."""
+    return tl.minimum(tl.maximum(i, 0), size - 1)
+
+
+@triton.jit
+def load_signed(x_ptr, o_x, sign, m_c, EVEN_C: tl.constexpr):
+    """sign * x in the type of comparison, which `sign` carries; 0 in channels beyond the subspace."""
+    if EVEN_C:
+        x = tl.load(x_ptr + o_x)
+    else:
+        x = tl.load(x_ptr + o_x, mask=m_c, other=0.0)
+    return x.to(sign.dtype) * sign
+
+
+@triton.jit
+def load_channel(p_ptr, o_c, G, dtype: tl.constexpr):
+    """A parameter's values for channels o_c of the subspace, 0 beyond its G channels; p_ptr [G]."""
+    return tl.load(p_ptr + o_c, mask=o_c < G, other=0.0).to(dtype)
+
+
+@triton.jit
+def pixel_offset(p, W, stride_h, stride_w, FLAT: tl.constexpr):
+    """Offset of pixel p = row * W + column; FLAT where one stride serves all pixels."""
+    if FLAT:
+        return p * stride_w
+    else:
+        return (p // W) * stride_h + (p % W) * stride_w
+
+
+@triton.jit
+def widen(o, WIDE: tl.constexpr):
+    """Indices as int64 where a slab reaches past 2^31 elements."""
+    return o.to(tl.int64) if WIDE else o
+
+
+@triton.jit
+def aligned(stride, VEC: tl.constexpr):
+    """The stride, known to the compiler as a multiple of VEC."""
+    return stride // VEC * VEC
+
+
+@triton.jit
+def aligned_strides(stride_n, stride_c, stride_w, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr):
+    """The strides of n, c and w, all but the one that may be 1 known as multiples of VEC."""
+    if CHANNELS_LAST:
+        return aligned(stride_n, VEC), stride_c, aligned(stride_w, VEC)
+    else:
+        return aligned(stride_n, VEC), aligned(stride_c, VEC), stride_w
+
+
+@triton.jit
+def relu(a, ON: tl.constexpr):
+    """act: max(a, 0), keeping NaN, or a itself."""
+    return maximum(a, tl.zeros_like(a)) if ON else a
