@@ -1,0 +1,81 @@
+"""The differentiable operator in its general form (see `reference`): a torch.autograd.Function around the operators.
+
+Saved for backward: x, the parameters, the logits z and their log-sum-exp: 4 bytes per pixel and subspace, and 4 per
+subspace. First derivatives come from the fused backward; a second derivative (create_graph=True) is taken through the
+eager reference, exact and slow.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+
+
+def general_form(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    v: Tensor,
+    b: Tensor | None,
+    num_splits: int,
+    relu_u: bool,
+    relu_z: bool,
+    out_dtype: torch.dtype | None,
+    need_attention: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """y and A (A without elements unless needed); no Function where no gradient can be asked for."""
+    arguments = (num_splits, relu_u, relu_z, out_dtype, need_attention, backend)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, shift, v, b)):
+        return SubspaceAttention.apply(x, scale, shift, v, b, *arguments)  # type: ignore[no-any-return,no-untyped-call]
+    return ops.forward(x, scale, shift, v, b, *arguments)[:2]
+
+
+class SubspaceAttention(torch.autograd.Function):
+    """(x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention, backend) -> (y, A)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, *arguments: Any
+    ) -> Any:
+        y, attention, z, lse = ops.forward(x, scale, shift, v, b, *arguments)
+        ctx.save_for_backward(x, scale, shift, v, b, z, lse)
+        ctx.arguments = arguments
+        ctx.set_materialize_grads(False)
+        if not arguments[4]:
+            ctx.mark_non_differentiable(attention)
+        return y, attention
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> Any:
+        x, scale, shift, v, b, z, lse = ctx.saved_tensors
+        num_splits, relu_u, relu_z, _, need_attention, backend = ctx.arguments
+        nothing = (None,) * len(ctx.arguments)
+        if not need_attention:
+            d_attention = None
+        if dy is None and d_attention is None:
+            return (*(None,) * 5, *nothing)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return (*_differentiable_backward(ctx, dy, d_attention), *nothing)
+        gradients = ops.backward(dy, d_attention, x, scale, shift, v, b, z, lse, num_splits, relu_u, relu_z, backend)
+        needed = zip(gradients, ctx.needs_input_grad, strict=False)
+        return (*(gradient if need else None for gradient, need in needed), *nothing)
+
+
+def _differentiable_backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> list[Tensor | None]:
+    """The first derivatives as functions that can be differentiated again, through the reference."""
+    x, scale, shift, v, b, _, _ = ctx.saved_tensors
+    num_splits, relu_u, relu_z, out_dtype, _, _ = ctx.arguments
+    y, attention = reference.general_form(
+        x, scale, shift, v, b, num_splits, relu_u=relu_u, relu_z=relu_z, out_dtype=out_dtype
+    )
+    outputs = [(out, grad) for out, grad in ((y, dy), (attention, d_attention)) if grad is not None]
+    inputs = [t for t, need in zip((x, scale, shift, v, b), ctx.needs_input_grad, strict=False) if need]
+    gradients = iter(
+        torch.autograd.grad(
+            [out for out, _ in outputs], inputs, [grad for _, grad in outputs], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(gradients) if need else None for need in ctx.needs_input_grad[:5]]

@@ -1,0 +1,131 @@
+"""The operator as a layer."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import backends, checks
+from .functional import subspace_attention
+
+
+class ULSAM(nn.Module):
+    """Ultra-lightweight subspace attention module (ULSAM), fused; shape in, same shape out.
+
+    By default the form of the paper: 2 * channels parameters and 2 * channels * H * W multiply-accumulates, whatever
+    num_splits. See `subspace_attention` for the formula. The initialisation is PyTorch's for those convolutions:
+    dw_weight and dw_bias uniform in (-1, 1), pw_weight and pw_bias uniform in (-1/sqrt(G), 1/sqrt(G)) with
+    G = channels / num_splits.
+
+    Half precision: stored in 16 bits, y is x almost everywhere, because the attention A is about 1 / (H*W); see
+    `out_dtype`.
+
+    Args:
+        channels: C of the input.
+        num_splits: number of subspaces; divides channels.
+        bias: give both convolutions a bias.
+        activation: None, or "relu" after both convolutions.
+        norm: None. ("batch", the authors' two BatchNorms, is not implemented yet and raises.)
+        out_dtype: type of the output; x's by default. torch.float32 keeps what 16 bits round away.
+        backend: "auto", "triton", "torch" or "reference".
+        device, dtype: of the parameters.
+
+    Shape:
+        x [N, channels, H, W] -> y [N, channels, H, W], with the memory format of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument.
+
+    Source: Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102.
+    """
+
+    dw_weight: nn.Parameter
+    pw_weight: nn.Parameter
+    dw_bias: nn.Parameter | None
+    pw_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        num_splits: int = 4,
+        *,
+        bias: bool = False,
+        activation: str | None = None,
+        norm: str | None = None,
+        out_dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = checks.check_channels(channels)
+        self.num_splits = checks.check_num_splits(num_splits, self.channels, "channels")
+        checks.check_activation(activation)
+        checks.check_norm(norm)
+        checks.check_out_dtype(out_dtype)
+        self.activation = activation
+        self.norm = norm
+        self.out_dtype = out_dtype
+        self.backend = backends.check_backend(backend)
+        self.dw_weight = nn.Parameter(torch.empty(self.channels, device=device, dtype=dtype))
+        self.pw_weight = nn.Parameter(torch.empty(self.channels, device=device, dtype=dtype))
+        if bias:
+            self.dw_bias = nn.Parameter(torch.empty(self.channels, device=device, dtype=dtype))
+            self.pw_bias = nn.Parameter(torch.empty(self.num_splits, device=device, dtype=dtype))
+        else:
+            self.register_parameter("dw_bias", None)
+            self.register_parameter("pw_bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew from the initial distribution."""
+        pw_bound = 1 / math.sqrt(self.channels // self.num_splits)
+        for parameter, bound in (
+            (self.dw_weight, 1.0),
+            (self.dw_bias, 1.0),
+            (self.pw_weight, pw_bound),
+            (self.pw_bias, pw_bound),
+        ):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [N, C, H, W]."""
+        return subspace_attention(
+            x,
+            self.dw_weight,
+            self.pw_weight,
+            self.num_splits,
+            self.dw_bias,
+            self.pw_bias,
+            activation=self.activation,
+            out_dtype=self.out_dtype,
+            backend=self.backend,
+        )
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The attention maps A [N, num_splits, H, W], float32 (float64 for float64 x); differentiable."""
+        _, attention = subspace_attention(
+            x,
+            self.dw_weight,
+            self.pw_weight,
+            self.num_splits,
+            self.dw_bias,
+            self.pw_bias,
+            activation=self.activation,
+            return_attention=True,
+            backend=self.backend,
+        )
+        return attention
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.channels}, num_splits={self.num_splits}"]
+        if self.dw_bias is not None:
+            parts.append("bias=True")
+        for name in ("activation", "norm", "out_dtype"):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name}={value!r}")
+        if self.backend != "auto":
+            parts.append(f"backend={self.backend!r}")
+        return ", ".join(parts)

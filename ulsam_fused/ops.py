@@ -1,0 +1,143 @@
+"""The operators that PyTorch sees: `ulsam_fused::forward` and `ulsam_fused::backward`, functional and of fixed arity.
+
+Plain eager calls go to the implementation directly (`forward`, `backward` below choose); compilers, export and dispatch
+modes see the operator, whose fakes promise shapes, types and strides.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, tracing
+
+_MODULES = {"triton": "ulsam_fused.kernels.launcher", "torch": "ulsam_fused.torch_backend"}
+_implementations: dict[tuple[str, torch.device], Any] = {}
+
+
+def implementation(backend: str, device: torch.device) -> Any:
+    """The module whose `forward` and `backward` serve this backend on this device."""
+    backend = backends.requested(backend)
+    key = (backend, device)
+    module = _implementations.get(key)
+    if module is None:
+        module = importlib.import_module(_MODULES[backends.resolve(backend, device)])
+        _implementations[key] = module
+    return module
+
+
+def _forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    v: Tensor,
+    b: Tensor | None,
+    num_splits: int,
+    relu_u: bool,
+    relu_z: bool,
+    out_dtype: torch.dtype | None,
+    need_attention: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return implementation(backend, x.device).forward(  # type: ignore[no-any-return]
+        x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention
+    )
+
+
+def _backward(
+    dy: Tensor | None,
+    d_attention: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    v: Tensor,
+    b: Tensor | None,
+    z: Tensor,
+    lse: Tensor,
+    num_splits: int,
+    relu_u: bool,
+    relu_z: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx, dscale, dshift, dv, db = implementation(backend, x.device).backward(
+        dy, d_attention, x, scale, shift, v, b, z, lse, num_splits, relu_u, relu_z
+    )
+    absent = scale.new_empty(0)  # an operator's outputs are tensors
+    return (
+        dx,
+        dscale,
+        absent if dshift is None else dshift,
+        dv,
+        scale.new_empty(0) if db is None else db,
+    )
+
+
+_LIBRARY = torch.library.Library("ulsam_fused", "DEF")
+_PARAMETERS = "Tensor x, Tensor scale, Tensor? shift, Tensor v, Tensor? b"
+_LIBRARY.define(
+    f"forward({_PARAMETERS}, int num_splits, bool relu_u, bool relu_z, ScalarType? out_dtype, bool need_attention, "
+    "str backend) -> (Tensor y, Tensor attention, Tensor z, Tensor lse)"
+)
+_LIBRARY.define(
+    f"backward(Tensor? dy, Tensor? d_attention, {_PARAMETERS}, Tensor z, Tensor lse, int num_splits, bool relu_u, "
+    "bool relu_z, str backend) -> (Tensor dx, Tensor dscale, Tensor dshift, Tensor dv, Tensor db)"
+)
+for _key in ("CPU", "CUDA"):
+    _LIBRARY.impl("forward", _forward, _key)
+    _LIBRARY.impl("backward", _backward, _key)
+
+
+@torch.library.register_fake("ulsam_fused::forward", lib=_LIBRARY)
+def _(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    v: Tensor,
+    b: Tensor | None,
+    num_splits: int,
+    relu_u: bool,
+    relu_z: bool,
+    out_dtype: torch.dtype | None,
+    need_attention: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, _, h, w = x.shape
+    map_dtype = torch.promote_types(x.dtype, torch.float32)
+    z = x.new_empty((n, num_splits, h, w), dtype=map_dtype)
+    attention = torch.empty_like(z) if need_attention else x.new_empty(0, dtype=map_dtype)
+    return torch.empty_like(x, dtype=out_dtype), attention, z, x.new_empty((n, num_splits), dtype=map_dtype)
+
+
+@torch.library.register_fake("ulsam_fused::backward", lib=_LIBRARY)
+def _(
+    dy: Tensor | None,
+    d_attention: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    v: Tensor,
+    b: Tensor | None,
+    z: Tensor,
+    lse: Tensor,
+    num_splits: int,
+    relu_u: bool,
+    relu_z: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(p: Tensor | None) -> Tensor:
+        return scale.new_empty(0) if p is None else p.new_empty(p.shape)
+
+    return torch.empty_like(x), like(scale), like(shift), like(v), like(b)
+
+
+def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, A, z and lse; arguments as `_forward`."""
+    call = torch.ops.ulsam_fused.forward.default if tracing.needs_op(x) else _forward
+    return call(x, *arguments)
+
+
+def backward(dy: Tensor | None, d_attention: Tensor | None, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """dx, dscale, dshift, dv and db (the third and last of no elements where the parameter is None)."""
+    call = torch.ops.ulsam_fused.backward.default if tracing.needs_op(x) else _backward
+    return call(dy, d_attention, x, *arguments)

@@ -1,0 +1,29 @@
+"""What PyTorch is doing with the present call.
+
+The only file that touches private names of torch; each has a fallback.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_mode_depth: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_in_jit_trace: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+_PLAIN_TYPES: tuple[type, ...] = (Tensor, torch.nn.Parameter)
+
+
+def needs_op(x: Tensor) -> bool:
+    """True where the registered operator must be called: compilation, export, a dispatch mode, a tensor subclass, meta.
+
+    Elsewhere the launcher is called directly, which saves the dispatcher's time.
+    """
+    return torch.compiler.is_compiling() or type(x) not in _PLAIN_TYPES or _mode_depth() > 0 or x.is_meta
+
+
+def needs_plain_pytorch() -> bool:
+    """True under torch.func transforms, torch.jit.trace and ONNX export, which see through ordinary PyTorch only."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(_in_functorch() or _in_jit_trace() or torch.onnx.is_in_onnx_export())
