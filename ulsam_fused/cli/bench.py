@@ -1,0 +1,245 @@
+"""`ulsam-fused bench`: times of the layer, fused and not, at the places where the paper puts it."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import devices, plot, report, timing
+from .cases import LAYOUTS
+from .errors import UserError, check_output
+from .gate import Yardstick
+from .providers import Provider, Sources, providers
+from .timing import Timing
+
+GPU_CASES = (
+    "64x512x14x14/g4",
+    "64x1024x7x7/g4",
+    "64x160x7x7/g8",
+    "64x256x28x28/g4",
+    "16x32x112x112/g1",
+    "16x32x112x112/g4",
+)
+CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g8", "8x256x28x28/g4", "4x32x112x112/g1", "4x32x112x112/g4")
+QUICK = slice(0, 3, 2)  # two of either
+PASSES = {"forward": 2, "step": 5}  # over a tensor of x's size: x, y; and x, dy, dx
+
+_DESCRIPTION = """\
+Times the layer as the authors wrote it (eager), the paper's formula in plain PyTorch, and the fused operator, at the
+places where the paper puts it. Every provider is first compared with float64: one that is wrong gets no time. "forward"
+is inference without gradients, "step" a forward and backward pass with gradients of x and all parameters.
+"""
+_EPILOG = """\
+examples:
+  ulsam-fused bench --quick
+  ulsam-fused bench --case 8x512x14x14/g4 --direction forward --layout both
+  ulsam-fused bench --compile --dtype float16 --json result.json --plot result.png
+
+Triton's interpreter is never timed unless --backend triton asks for it.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument("--case", action="append", metavar="NxCxHxW/gK", help="this size instead; repeatable")
+    parser.add_argument(
+        "--dtype", choices=devices.DTYPES, help="of everything (default: float16 on a GPU, else float32)"
+    )
+    parser.add_argument(
+        "--layout", choices=[*LAYOUTS, "both"], default="nchw", help="memory format of x (default: nchw)"
+    )
+    parser.add_argument("--direction", choices=[*PASSES, "both"], default="both", help="default: both")
+    parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this fused one; repeatable")
+    devices.add_device_argument(parser)
+    parser.add_argument("--compile", action="store_true", help="add torch.compile of eager and of the vectorised form")
+    parser.add_argument("--quick", action="store_true", help="two sizes, short measurements")
+    parser.add_argument("--seconds", type=float, metavar="S", help="per measurement (default: 1, or 0.3 with --quick)")
+    parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all rows to this file")
+    parser.add_argument("--plot", metavar="FILE.png", type=pathlib.Path, help="draw them; needs the extra [plot]")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the providers are compared on."""
+
+    case: str
+    direction: str
+    dtype: str
+    layout: str
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        n, c, h, w, g = (int(number) for number in re.findall(r"\d+", self.case))
+        return n, c, h, w, g
+
+    @property
+    def floor(self) -> int:
+        """The fewest bytes that the work can move."""
+        n, c, h, w, _ = self.shape
+        return PASSES[self.direction] * n * c * h * w * devices.DTYPES[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.direction} {self.dtype} {self.layout}"
+
+    def tensor(self, batch: int | None = None) -> Tensor:
+        """Normally distributed numbers of x's shape."""
+        n, *rest, _ = self.shape
+        x = torch.randn((batch or n, *rest), device=self.device).to(devices.DTYPES[self.dtype])
+        return x.contiguous(memory_format=LAYOUTS[self.layout])
+
+
+def run(args: argparse.Namespace) -> int:
+    device = devices.pick(args.device)
+    backends = devices.fused_backends(args.backend, device)
+    if not args.backend:
+        backends = [name for name in backends if not devices.interpreted(name, device)]
+    outputs = [path for path in (args.json, args.plot) if path is not None]
+    for path in outputs:
+        check_output(path)
+    if args.plot is not None:
+        plot.require(args.plot)
+    settings = _settings(args, device)
+    seconds = args.seconds if args.seconds is not None else (0.3 if args.quick else 1.0)
+    if not seconds > 0:
+        raise UserError(f"--seconds must be above 0, got {seconds}")
+    found = providers(backends, args.compile)
+    rows: list[dict[str, Any]] = []
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        for setting in settings:
+            rows += _rows(setting, found, seconds)
+    result = {**report.heading(device), "rows": rows}
+    print(report.table(result, found))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.plot is not None:
+        plot.bars(result, args.plot)
+    for path in outputs:
+        print(f"written: {path}")
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+def _settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
+    cases = args.case or (GPU_CASES if device.type == "cuda" else CPU_CASES)[QUICK if args.quick else slice(None)]
+    for case in cases:
+        check_case(case)
+    dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
+    layouts = list(LAYOUTS) if args.layout == "both" else [args.layout]
+    directions = list(PASSES) if args.direction == "both" else [args.direction]
+    return [Setting(c, d, dtype, layout, device) for c in cases for layout in layouts for d in directions]
+
+
+def check_case(case: str) -> None:
+    """Raises UserError unless the text is NxCxHxW/gK of positive numbers with K dividing C."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)/g([1-9]\d*)", case)
+    if match is None:
+        raise UserError(f"--case must look like 8x512x14x14/g4 (N x C x H x W / subspaces), got {case!r}")
+    channels, g = int(match[2]), int(match[5])
+    if channels % g:
+        raise UserError(f"--case {case}: {channels} channels cannot be cut into {g} equal subspaces")
+
+
+def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[str, Any]]:
+    """One row for the ceiling and one for each provider; progress on standard error."""
+    torch.manual_seed(1)
+    step = setting.direction == "step"
+    x, dy = setting.tensor(), setting.tensor() if step else None
+    if any(provider.compiled for provider in found):
+        torch.compiler.reset()  # else the code of the last size is reused by making its shapes dynamic
+    sources = Sources.make(x, setting.shape[4], training=step)
+    found = [provider for provider in found if not (step and provider.forward_only)]
+    modules: dict[str, nn.Module] = {}
+    errors: dict[str, str] = {}
+    yardsticks: dict[str, Yardstick] = {}
+    for provider in found:
+        _progress(f"{setting} {provider.name}: comparing with float64")
+        try:
+            if provider.form not in yardsticks:
+                source = sources.paper if provider.form == "paper" else sources.upstream
+                yardsticks[provider.form] = Yardstick.make(source, x, dy)
+            module = provider.build(sources)
+            problem = yardsticks[provider.form].verdict(module)
+        except Exception as error:  # whatever a provider does wrong belongs into its row, and the others go on
+            problem = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if problem is None:
+            modules[provider.name] = module
+        else:
+            errors[provider.name] = problem
+            _progress(f"{setting} {provider.name}: {problem}")
+    del yardsticks
+    timings, extras = _measure(setting, modules, seconds)
+    ceiling = report.row(setting, None, timings, None, extras)
+    return [ceiling, *(report.row(setting, p, timings, errors.get(p.name), extras) for p in found)]
+
+
+def _measure(
+    setting: Setting, modules: dict[str, nn.Module], seconds: float
+) -> tuple[dict[str, Timing], dict[str, dict[str, float]]]:
+    """Times by provider, the ceiling's among them, and on a GPU host time and memory by provider."""
+    step = setting.direction == "step"
+    sets = timing.sets_needed(setting.floor, setting.device)
+    inputs = [(setting.tensor(), setting.tensor() if step else None) for _ in range(sets)]
+    ceiling = _ceiling(inputs)
+    calls = {name: _call(module, inputs) for name, module in modules.items()}
+    if setting.device.type == "cpu":
+        _progress(f"{setting}: timing {len(calls)} providers in turn")
+        return timing.wall_clock({report.CEILING[setting.direction]: ceiling, **calls}, seconds), {}
+    ceilings = [timing.device_time(ceiling, sets, seconds / 2)]
+    timings: dict[str, Timing] = {}
+    extras: dict[str, dict[str, float]] = {}
+    small = [(setting.tensor(1), setting.tensor(1) if step else None)]
+    for name, module in modules.items():
+        _progress(f"{setting} {name}: timing")
+        timings[name] = timing.device_time(calls[name], sets, seconds)
+        extras[name] = {
+            "host_us": timing.host_time(_call(module, small)),
+            "peak_mem_mb": timing.peak_memory(calls[name]),
+        }
+    ceilings.append(timing.device_time(ceiling, sets, seconds / 2))
+    timings[report.CEILING[setting.direction]] = min(ceilings, key=lambda t: t.p50)
+    return timings, extras
+
+
+def _call(module: nn.Module, inputs: list[tuple[Tensor, Tensor | None]]) -> timing.Call:
+    if inputs[0][1] is None:
+
+        def forward(i: int) -> object:
+            with torch.no_grad():
+                return module(inputs[i][0])
+
+        return forward
+    parameters = tuple(module.parameters())
+    leaves = [(x.detach().requires_grad_(), dy) for x, dy in inputs]
+
+    def step(i: int) -> object:
+        x, dy = leaves[i]
+        return torch.autograd.grad(module(x), (x, *parameters), dy)
+
+    return step
+
+
+def _ceiling(inputs: list[tuple[Tensor, Tensor | None]]) -> timing.Call:
+    """A copy of x, and for a step also a sum that reads x and dy and writes one: the same bytes as the floor."""
+    out = torch.empty_like(inputs[0][0])
+
+    def forward(i: int) -> object:
+        return out.copy_(inputs[i][0])
+
+    def step(i: int) -> object:
+        x, dy = inputs[i]
+        assert dy is not None
+        out.copy_(x)
+        return torch.add(x, dy, out=out)
+
+    return forward if inputs[0][1] is None else step
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

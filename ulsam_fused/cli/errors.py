@@ -1,0 +1,19 @@
+"""Mistakes of a user: printed as one line, without a traceback."""
+
+import os
+import pathlib
+
+
+class UserError(Exception):
+    """The message says what came and what was expected; `main` prints it and returns 2."""
+
+
+def check_output(path: pathlib.Path) -> None:
+    """Raises UserError where a file cannot be written: found out before the work, not after it."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{path}: no permission to write")

@@ -1,0 +1,131 @@
+"""How `bench` takes times.
+
+GPU: device time of CUDA graphs that run once over as many input sets as fill 200 MB, so that every call finds a cold
+cache; the time of the host is taken apart, at batch 1. CPU: wall clock, all providers in turn, round after round, on
+one input that may stay in the cache. Everywhere: warm up first, then median and the 20th and 80th percentiles.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[int], object]  # called with the number of the input set
+
+COLD_BYTES = 200e6
+MOST_SETS = 256
+ROUNDS = (5, 1000)  # at least and at most
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds per call."""
+
+    p50: float
+    p20: float
+    p80: float
+    method: str
+
+    @classmethod
+    def of(cls, samples: list[float], method: str) -> "Timing":
+        cuts = statistics.quantiles(samples, n=10, method="inclusive")
+        return cls(statistics.median(samples), cuts[1], cuts[7], method)
+
+
+def sets_needed(bytes_per_set: int, device: torch.device) -> int:
+    """How many input sets to make: one on a CPU, on a GPU as many as leave nothing in its cache."""
+    if device.type != "cuda":
+        return 1
+    return min(MOST_SETS, max(2, math.ceil(COLD_BYTES / bytes_per_set)))
+
+
+def wall_clock(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
+    """CPU times of all calls in interleaved rounds, `seconds` for each of them."""
+    inner = {name: _calls_per_sample(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds * len(calls)
+    for i in range(ROUNDS[1]):
+        if i >= ROUNDS[0] and time.perf_counter() > end:
+            break
+        names = list(calls) if i % 2 == 0 else list(reversed(calls))  # nobody always runs after the same neighbour
+        for name in names:
+            samples[name].append(_wall(calls[name], inner[name]))
+    return {name: Timing.of(found, "wall clock, interleaved") for name, found in samples.items()}
+
+
+def _calls_per_sample(call: Call) -> int:
+    """So many that a sample lasts some 200 us; warms up, too."""
+    call(0)
+    once = min(_wall(call, 1) for _ in range(3))
+    return max(1, min(1000, math.ceil(200 / max(once, 1e-3))))
+
+
+def _wall(call: Call, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call(0)
+    return (time.perf_counter() - start) * 1e6 / count
+
+
+def device_time(call: Call, sets: int, seconds: float) -> Timing:
+    """GPU time of one call, cold: by graph replay, or by events around plain calls where it cannot be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for i in range(3):
+            call(i % sets)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for i in range(sets):
+                call(i)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return Timing.of(_events(lambda: [call(i) for i in range(sets)], sets, seconds), "events, host included")
+    return Timing.of(_events(graph.replay, sets, seconds), "graph replay, cold")
+
+
+def _events(sweep: Callable[[], object], sets: int, seconds: float) -> list[float]:
+    """Microseconds per call of sweeps over all sets, one sample a sweep."""
+    samples: list[float] = []
+    for _ in range(3):
+        sweep()
+    end = time.perf_counter() + seconds
+    for i in itertools.count():
+        if i >= ROUNDS[1] or (i >= ROUNDS[0] and time.perf_counter() > end):
+            return samples
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        sweep()
+        stop.record()
+        stop.synchronize()
+        samples.append(start.elapsed_time(stop) * 1e3 / sets)
+    raise AssertionError("unreachable")
+
+
+def host_time(call: Call, samples: int = 20, count: int = 50) -> float:
+    """Microseconds that the host spends on a call whose work on the device is small."""
+    for _ in range(10):
+        call(0)
+    found = []
+    for _ in range(samples):
+        torch.cuda.synchronize()
+        found.append(_wall(call, count))
+    torch.cuda.synchronize()
+    return statistics.median(found)
+
+
+def peak_memory(call: Call) -> float:
+    """MB that a call needs on the device beyond what is there already."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call(0)
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
