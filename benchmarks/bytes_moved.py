@@ -1,0 +1,89 @@
+"""Bytes that eager PyTorch moves for this operator, counted operator by operator, against the fewest possible.
+
+    python benchmarks/bytes_moved.py [--shape 8 512 14 14] [--num-splits 4] [--dtype float16]
+
+Every non-view operator reads each of its inputs once and writes each of its outputs once; nothing is timed, and caches
+are not modelled. The fewest bytes are x read and y written (forward), x and dy read and dx written (backward).
+"""
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ulsam_fused import reference
+from ulsam_fused.cli.providers import Upstream
+
+
+class BytesMoved(TorchDispatchMode):
+    """Adds up the bytes and counts the operators dispatched inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.operators = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        read = {t.untyped_storage()._cdata for t in inputs}
+        writes = func._schema.is_mutable or any(t.untyped_storage()._cdata not in read for t in outputs)
+        if writes and "empty" not in str(func):
+            self.operators += 1
+            self.total += sum(_bytes(t) for t in inputs) + sum(_bytes(t) for t in outputs)
+        return out
+
+
+def _bytes(t: Tensor) -> int:
+    """Of the distinct elements: a stride of 0 is read once."""
+    count = 1
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        count *= size if stride else 1
+    return count * t.element_size()
+
+
+def count(module: torch.nn.Module | None, shape: tuple[int, ...], num_splits: int, dtype: torch.dtype) -> list[int]:
+    """Operators and bytes of the forward, then of the backward, of the authors' module or the paper's formula."""
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    weights = [torch.randn(shape[1], dtype=dtype, requires_grad=True) for _ in range(2)]
+    with BytesMoved() as forward:
+        y = (
+            module(x)
+            if module is not None
+            else reference.general_form(x, weights[0], None, weights[1], None, num_splits)[0]
+        )
+    dy = torch.randn_like(y)
+    with BytesMoved() as backward:
+        y.backward(dy)
+    return [forward.operators, forward.total, backward.operators, backward.total]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=4, default=[8, 512, 14, 14], metavar=("N", "C", "H", "W"))
+    parser.add_argument("--num-splits", type=int, default=4)
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
+    arguments = parser.parse_args()
+    shape, dtype = tuple(arguments.shape), getattr(torch, arguments.dtype)
+    passes = torch.empty(shape, dtype=dtype, device="meta").nbytes
+    print(f"{'x'.join(map(str, shape))} g={arguments.num_splits} {arguments.dtype}: x has {passes / 2**20:.2f} MiB")
+    print(f"{'':34} {'forward':>26} {'backward':>26}")
+    print(f"{'':34} {'operators':>12} {'over fewest':>13} {'operators':>12} {'over fewest':>13}")
+    for name, module in (
+        ("authors' module, training", Upstream(shape[1], arguments.num_splits).to(dtype)),
+        ("paper's formula, subspace by subspace", None),
+    ):
+        f_ops, f_bytes, b_ops, b_bytes = count(module, shape, arguments.num_splits, dtype)
+        print(f"{name:38} {f_ops:8} {f_bytes / (2 * passes):12.1f}x {b_ops:12} {b_bytes / (3 * passes):12.1f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""What the kernels cost, without a GPU: every shipped configuration is compiled for real, its machine code read.
+
+    python benchmarks/resources.py                    # every configuration, sm_90, a table
+    python benchmarks/resources.py --arch 80 90 100 --json resources.json
+    python benchmarks/resources.py --matrix           # each configuration in every type that uses it
+
+The launcher itself runs, on tensors without storage, with a driver that has a target and no device; so what is
+compiled is what a GPU would be given, specialised arguments and all. Must run in a process without TRITON_INTERPRET.
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ulsam_fused.kernels import budgets, launcher
+from ulsam_fused.kernels import config as configs
+from ulsam_fused.kernels.config import LaunchConfig
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+# (C, H, W) of 64 images with one subspace: for each width of tile a slab for one warp and one for four
+SHAPES = [(20, 7, 7), (256, 7, 7), (8, 14, 14), (128, 14, 14), (2, 28, 28), (32, 28, 28)]
+UNEVEN = [(32, 7, 7), (250, 7, 7), (100, 14, 14), (20, 28, 28)]  # channels that no tile divides
+LARGE = [(20, 56, 56), (32, 56, 56)]  # in float32 and float64 split for their size
+NUM_SMS = 30  # so that 64 slabs are not too few
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One launch configuration, and a call that takes it."""
+
+    direction: str  # "forward" or "backward"
+    dtype: str
+    channels_last: bool
+    shape: tuple[int, int, int]  # C, H, W
+    general: bool  # with biases and both ReLUs, or the paper's form
+    config: LaunchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """One compiled kernel."""
+
+    case: str
+    arch: int
+    kernel: str
+    registers: int
+    stack: int  # bytes per thread; not 0 means spills
+    spills: int  # loads and stores of local memory in the code
+    shared: int  # bytes per program
+    warps_per_sm: int  # resident, as registers and shared memory allow
+    barriers: int  # in the hottest loop
+    load_bytes: int  # widest load and store of global memory, bytes per lane
+    store_bytes: int
+    march: float  # lane-instructions per element of the row march
+    nan_maximum: bool  # the maximum keeps NaN
+
+
+def shipped(matrix: bool = False) -> list[Case]:
+    """Every distinct configuration, with the type that presses it most; in a matrix, with every type and form."""
+    cases: dict[Any, Case] = {}
+    shapes = SHAPES + (UNEVEN + LARGE) * matrix
+    for direction, dtype, channels_last, shape, general, split in itertools.product(
+        ("forward", "backward"), DTYPES, (False, True), shapes, (False, True), (False, True)
+    ):
+        choose = configs.forward_config if direction == "forward" else configs.backward_config
+        itemsize = DTYPES[dtype].itemsize
+        config = choose((64, *shape), 1, itemsize, channels_last, NUM_SMS)
+        # the regimes share a tile: one configuration is seen as both launches of a split, in a matrix all are
+        if split != config.split and not (split and shape[1] > configs.ROWS and (matrix or shape == SHAPES[-1])):
+            continue
+        tile = dataclasses.replace(config, split=False, strip_rows=0)
+        config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+        case = Case(direction, dtype, channels_last, shape, general, config)
+        # the type that takes most registers stands for all, but each direction is seen in 16 and in 32 bits
+        wanted = ("float16", "float32") if direction == "forward" else ("float32", "float16")
+        key = case if matrix else (direction, channels_last, tile)
+        if key not in cases or (case.dtype == wanted[channels_last] and case.general):
+            cases[key] = case
+    return list(cases.values())
+
+
+def compile_case(case: Case, arch: int) -> Iterator[Resources]:
+    """The kernels that this call launches on this architecture."""
+    for name, kernel, threads_elements in _launches(case, arch):
+        sass, usage = _machine_code(kernel)
+        yield _read(case, arch, name, kernel, sass, usage, threads_elements)
+
+
+class _Driver:
+    """A Triton driver that has a target and no device."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
+    triton.runtime.driver.set_active(_Driver(arch))
+    compiled: list[tuple[str, Any, float]] = []
+    original = triton.JITFunction.run
+
+    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        result = original(kernel, *args, grid=grid, warmup=True, **kwargs)
+        phases = [name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if kwargs.get(name)]
+        rows = configs.ROWS if case.direction == "forward" else 1  # of the march, in one turn of its loop
+        elements = kwargs["BLOCK_C"] * kwargs["BLOCK_W"] * rows
+        compiled.append(("+".join(phases), result, 32 * kwargs["num_warps"] / elements))
+        return result
+
+    triton.JITFunction.run = compile_only
+    try:
+        _call(case)
+    finally:
+        triton.JITFunction.run = original
+    return compiled
+
+
+def _call(case: Case) -> None:
+    dtype = DTYPES[case.dtype]
+    n, (c, h, w) = 64, case.shape
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    x = torch.empty((n, c, h, w), dtype=dtype, device="meta").to(memory_format=layout)
+    p = torch.empty(c, dtype=torch.promote_types(dtype, torch.float32), device="meta")
+    shift, b = (p, p[:1]) if case.general else (None, None)
+    relu = case.general
+    if case.direction == "forward":
+        launcher.forward(x, p, shift, p, b, 1, relu, relu, None, False, config=case.config)
+    else:
+        z, lse = p.new_empty((n, 1, h, w)), p.new_empty((n, 1))
+        launcher.backward(x, None, x, p, shift, p, b, z, lse, 1, relu, relu, config=case.config)
+
+
+def _machine_code(kernel: Any) -> tuple[str, str]:
+    tool = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+
+        def dump(flag: str) -> str:
+            return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+        return dump("-sass"), dump("-res-usage")
+
+
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);")
+_WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+
+
+def _read(case: Case, arch: int, name: str, kernel: Any, sass: str, usage: str, lanes_per_element: float) -> Resources:
+    code = [(int(address, 16), op, rest) for address, op, rest in _LINE.findall(sass)]
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack = int(found[1]), int(found[2])
+    loop = _hottest_loop(code)
+    kinds = collections.Counter(op.split(".")[0] for op in loop)
+    shared = int(kernel.metadata.shared)
+    warps = int(kernel.metadata.num_warps)
+    by_registers = 65536 // (max(-(-registers // 8) * 8, 16) * 32 * warps)
+    by_shared = 227 * 1024 // (shared + 1024)
+    return Resources(
+        case=_label(case),
+        arch=arch,
+        kernel=name,
+        registers=registers,
+        stack=stack,
+        spills=sum(op.startswith(("LDL", "STL")) for _, op, _ in code),
+        shared=shared,
+        warps_per_sm=min(64, warps * min(by_registers, by_shared, 32)),
+        barriers=kinds["BAR"],
+        load_bytes=_width(code, "LDG"),
+        store_bytes=_width(code, "STG"),
+        march=round(len(loop) * lanes_per_element, 1) if {"logits", "march"} & set(name.split("+")) else 0.0,
+        nan_maximum=bool(re.search(r"MNMX\S*\.NAN|max\S*\.NaN", sass + kernel.asm["ptx"])),
+    )
+
+
+def _hottest_loop(code: list[tuple[int, str, str]]) -> list[str]:
+    """The longest innermost loop: the row march, wherever there is one."""
+    loops = []
+    for address, op, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
+        if target and int(target[1], 16) < address - 16:
+            loops.append((int(target[1], 16), address))
+    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    if not innermost:
+        return []
+    start, end = max(innermost, key=lambda loop: loop[1] - loop[0])
+    return [op for address, op, _ in code if start <= address <= end]
+
+
+def _width(code: list[tuple[int, str, str]], access: str) -> int:
+    widths = [
+        next((size for suffix, size in _WIDTHS.items() if suffix in op.split(".")), 4)
+        for _, op, _ in code
+        if op.split(".")[0] == access
+    ]
+    return max(widths, default=0)
+
+
+def _label(case: Case) -> str:
+    c, h, w = case.shape
+    layout = "channels_last" if case.channels_last else "nchw"
+    form = "general" if case.general else "paper"
+    return f"{case.direction} {case.dtype} {layout} {c}x{h}x{w} {form}"
+
+
+_COLUMNS = "{:52} {:>4} {:12}" + " {:>6}" * 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[90], help="compute capabilities, e.g. 80 90 100")
+    parser.add_argument("--matrix", action="store_true", help="every type and form, not one for each configuration")
+    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a budget is exceeded")
+    arguments = parser.parse_args()
+    if launcher.INTERPRETED:
+        parser.error("TRITON_INTERPRET is set; nothing can be compiled in this process")
+    cases = shipped(arguments.matrix)
+    targets = ", ".join(f"sm_{arch}" for arch in arguments.arch)
+    print(f"Triton {triton.__version__}: {len(cases)} configurations for {targets}")
+    print(_COLUMNS.format(*("regs" if f.name == "registers" else f.name[:6] for f in dataclasses.fields(Resources))))
+    rows = []
+    for arch, case in itertools.product(arguments.arch, cases):
+        for row in map(dataclasses.asdict, compile_case(case, arch)):
+            rows.append(row)
+            print(_COLUMNS.format(*row.values()), flush=True)
+    over = {f"{row['case']} sm_{row['arch']}": v for row in rows if (v := budgets.violations(row))}
+    for case, found in over.items():
+        print(f"over budget: {case}: {'; '.join(found)}")
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(
+            json.dumps({"triton": triton.__version__, "configurations": len(cases), "rows": rows}, indent=1)
+        )
+    return int(arguments.check and bool(over))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
