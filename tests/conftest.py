@@ -1,0 +1,31 @@
+"""Settings of every test run: the interpreter switch first, before anything can import Triton."""
+
+import os
+
+import hypothesis
+import pytest
+import torch  # does not import Triton
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+os.environ.pop("ULSAM_FUSED_BACKEND", None)  # the tests choose backends themselves
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; their child processes inherit the variable
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("ulsam_fused", derandomize=True, deadline=None, max_examples=30, database=None)
+hypothesis.settings.load_profile("ulsam_fused")
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton kernels run here: natively on "cuda", by Triton's interpreter on "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test draws the same random numbers, alone or among others."""
+    torch.manual_seed(0)

@@ -1,0 +1,83 @@
+"""First and second derivatives of the public function against finite differences, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ulsam_fused as uf
+
+# finite differences must not cross a tie of the maximum or the kink of a ReLU: all x are 0.1 apart, and every u and
+# every logit at least 0.01 from 0
+BACKENDS = [
+    pytest.param(backend, shape, splits, id=backend)
+    for backend, shape, splits in (
+        ("reference", (2, 4, 3, 4), 2),
+        ("torch", (2, 4, 3, 4), 2),
+        ("triton", (1, 2, 3, 2), 1),  # hundreds of calls, and the interpreter takes 0.1 s for one
+    )
+]
+
+
+def inputs(shape: tuple[int, int, int, int], splits: int, device: str) -> list[Tensor]:
+    n, c, h, w = shape
+    x = (torch.randperm(n * c * h * w, dtype=torch.float64) * 0.1 - 1).view(shape)
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(c // 2)
+    parameters = [
+        signs * (0.5 + torch.rand(c, dtype=torch.float64)),  # scale
+        0.5 + torch.rand(c, dtype=torch.float64),  # v
+        0.033 + torch.rand(c, dtype=torch.float64),  # shift
+        torch.full((splits,), 0.2, dtype=torch.float64),  # b
+    ]
+    return [t.to(device).requires_grad_() for t in (x, *parameters)]
+
+
+def function(backend: str, splits: int, activation: str | None, y_alone: bool) -> Any:
+    def call(x: Tensor, scale: Tensor, v: Tensor, shift: Tensor, b: Tensor) -> Any:
+        return uf.subspace_attention(
+            x, scale, v, splits, shift, b, activation=activation, return_attention=not y_alone, backend=backend
+        )
+
+    return call
+
+
+def no_backend_but(backend: str) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton", reason="needs Triton")
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("backend", "shape", "splits"), BACKENDS)
+def test_first_derivatives(
+    backend: str, shape: tuple[int, int, int, int], splits: int, activation: str | None, device: str
+) -> None:
+    no_backend_but(backend)
+    call = function(backend, splits, activation, y_alone=False)
+    assert torch.autograd.gradcheck(call, inputs(shape, splits, device), fast_mode=True)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("backend", "shape", "splits"), BACKENDS)
+def test_second_derivatives(
+    backend: str, shape: tuple[int, int, int, int], splits: int, activation: str | None, device: str
+) -> None:
+    no_backend_but(backend)
+    call = function(backend, splits, activation, y_alone=False)
+    assert torch.autograd.gradgradcheck(call, inputs(shape, splits, device), fast_mode=True)
+
+
+@pytest.mark.parametrize(("backend", "shape", "splits"), BACKENDS)
+def test_first_and_second_derivatives_of_y_alone(
+    backend: str, shape: tuple[int, int, int, int], splits: int, device: str
+) -> None:
+    no_backend_but(backend)
+    call = function(backend, splits, "relu", y_alone=True)
+    assert torch.autograd.gradcheck(call, inputs(shape, splits, device), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs(shape, splits, device), fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_every_entry_of_the_jacobian(backend: str) -> None:
+    call = function(backend, 2, "relu", y_alone=False)
+    assert torch.autograd.gradcheck(call, inputs((1, 4, 3, 3), 2, "cpu"), check_undefined_grad=True)

@@ -1,0 +1,95 @@
+"""The layer: parameters, initialisation, state dict, printing, learning."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import ulsam_fused as uf
+
+
+@pytest.mark.parametrize("num_splits", [1, 4, 512])
+def test_parameters_as_the_paper_counts_them(num_splits: int) -> None:
+    layer = uf.ULSAM(512, num_splits)
+    assert sum(p.numel() for p in layer.parameters()) == 1024
+    assert list(layer.state_dict()) == ["dw_weight", "pw_weight"]
+    biased = uf.ULSAM(512, num_splits, bias=True)
+    assert {k: tuple(v.shape) for k, v in biased.state_dict().items()} == {
+        "dw_weight": (512,), "pw_weight": (512,), "dw_bias": (512,), "pw_bias": (num_splits,),
+    }  # fmt: skip
+
+
+def test_initialisation_is_that_of_the_convolutions() -> None:
+    layer = uf.ULSAM(4096, 4, bias=True)
+    group = 4096 // 4
+    for parameter, convolution in (
+        (layer.dw_weight, nn.Conv2d(4096, 4096, 1, groups=4096).weight),
+        (layer.dw_bias, nn.Conv2d(4096, 4096, 1, groups=4096).bias),
+        (layer.pw_weight, nn.Conv2d(group, 4, 1).weight),
+    ):
+        assert parameter.abs().max() <= convolution.abs().max() * 1.02
+        torch.testing.assert_close(parameter.std(), convolution.std(), rtol=0.05, atol=0)
+    assert layer.pw_bias.abs().max() <= 1 / math.sqrt(group)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"channels": 10, "num_splits": 4}, ValueError, "channels = 10 is not divisible by 4"),
+        ({"channels": 0}, ValueError, "channels must be at least 1, got 0"),
+        ({"channels": 8.0}, TypeError, "channels must be an integer, got 8.0"),
+        ({"channels": True}, TypeError, "channels must be an integer, got True"),
+        ({"channels": 8, "num_splits": None}, TypeError, "num_splits must be an integer, got None"),
+        ({"channels": 8, "activation": "tanh"}, ValueError, "activation must be None"),
+        ({"channels": 8, "norm": "layer"}, ValueError, "norm must be None"),
+        ({"channels": 8, "out_dtype": torch.int8}, ValueError, "out_dtype must be one of"),
+        ({"channels": 8, "backend": "cublas"}, ValueError, "backend must be one of"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        uf.ULSAM(**arguments)  # type: ignore[arg-type]
+
+
+def test_forward_and_attention_equal_the_function() -> None:
+    layer = uf.ULSAM(6, 3, bias=True, activation="relu", dtype=torch.float64)
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    y, attention = uf.reference.subspace_attention(
+        x, layer.dw_weight, layer.pw_weight, 3, layer.dw_bias, layer.pw_bias, activation="relu", return_attention=True
+    )
+    torch.testing.assert_close(layer(x) - x, y - x)
+    torch.testing.assert_close(layer.attention(x), attention)
+    assert layer.attention(x).requires_grad
+
+
+def test_device_dtype_and_repr() -> None:
+    layer = uf.ULSAM(8, 2, bias=True, activation="relu", out_dtype=torch.float32, device="meta", dtype=torch.float16)
+    assert all(p.is_meta and p.dtype == torch.float16 for p in layer.parameters())
+    assert repr(layer) == "ULSAM(8, num_splits=2, bias=True, activation='relu', out_dtype=torch.float32)"
+    assert repr(uf.ULSAM(8, backend="torch")) == "ULSAM(8, num_splits=4, backend='torch')"
+
+
+def test_state_dict_round_trip() -> None:
+    first, second = uf.ULSAM(8, 2, bias=True), uf.ULSAM(8, 2, bias=True)
+    second.load_state_dict(first.state_dict())
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_learns_to_look_at_a_spot(backend: str) -> None:
+    """Twenty steps raise the attention where a bright spot is, from the first step on."""
+    layer = uf.ULSAM(8, 2, backend=backend)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    x = torch.rand(4, 8, 9, 9)
+    x[:, :, 3, 5] += 2
+    losses = []
+    for _ in range(20):
+        loss = -layer.attention(x)[:, :, 2:5, 4:7].sum((2, 3)).log().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    assert losses[-1] < losses[0] - 0.5
