@@ -188,7 +188,7 @@ def forward_kernel(
     y_ptr,  # [N, C, H, W]
     a_ptr,  # [N, g, H*W] or None
     z_ptr,  # [N, g, H*W]
-    lse_ptr,  # [N, g]
+    lse_ptr,  # [N, g] or None
     stats_ptr,  # [N, g, strips, 2], (max, sum of exp) of each strip, or None in the slab regime
     H,
     W,
@@ -269,8 +269,9 @@ def forward_kernel(
             for i in range(0, strips):
                 i_ptr = stats_ptr + (slab.to(tl.int64) * strips + i) * 2
                 m, s = combine(m, s, tl.load(i_ptr), tl.load(i_ptr + 1))
-        if part == 0:
-            tl.store(lse_ptr + slab, m + tl.log(s))
+        if lse_ptr is not None:
+            if part == 0:
+                tl.store(lse_ptr + slab, m + tl.log(s))
         y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
         if a_ptr is not None:
             a_ptr += slab.to(tl.int64) * HW

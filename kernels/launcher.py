@@ -28,15 +28,16 @@ def forward(
     relu_z: bool,
     out_dtype: torch.dtype | None,
     need_attention: bool,
+    need_lse: bool = True,
     *,
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, A (no elements unless needed), logits z before act_z, and their log-sum-exp; one launch, or two when split."""
+    """y, A, z before act_z, and lse, A and lse empty unless needed; one launch, or two when split."""
     n, c, h, w = x.shape
     map_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = torch.empty_like(x, dtype=out_dtype)
     z = torch.empty((n, num_splits, h, w), dtype=map_dtype, device=x.device)
-    lse = torch.empty((n, num_splits), dtype=map_dtype, device=x.device)
+    lse = torch.empty((n, num_splits) if need_lse else 0, dtype=map_dtype, device=x.device)
     attention = torch.empty_like(z) if need_attention else torch.empty(0, dtype=map_dtype, device=x.device)
     if x.numel() == 0:
         return y, attention, z, lse
@@ -49,7 +50,8 @@ def forward(
     flat = is_flat(x) and is_flat(y)
     arguments: tuple[Any, ...] = (
         x, scale.contiguous(), None if shift is None else shift.contiguous(), v.contiguous(),
-        None if b is None else b.contiguous(), y, attention if need_attention else None, z, lse, stats,
+        None if b is None else b.contiguous(), y, attention if need_attention else None, z,
+        lse if need_lse else None, stats,
         h, w, c // num_splits, num_splits, strips, config.strip_rows or h, chunk, *x.stride(), *y.stride(),
     )  # fmt: skip
     constants: dict[str, Any] = {

@@ -27,14 +27,17 @@ def general_form(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """y and A (A without elements unless needed); no Function where no gradient can be asked for."""
-    arguments = (num_splits, relu_u, relu_z, out_dtype, need_attention, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, shift, v, b)):
+        arguments = (num_splits, relu_u, relu_z, out_dtype, need_attention, True, backend)
         return SubspaceAttention.apply(x, scale, shift, v, b, *arguments)  # type: ignore[no-any-return,no-untyped-call]
-    return ops.forward(x, scale, shift, v, b, *arguments)[:2]
+    y, attention, _, _ = ops.forward(
+        x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention, False, backend
+    )
+    return y, attention
 
 
 class SubspaceAttention(torch.autograd.Function):
-    """(x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention, backend) -> (y, A)."""
+    """(x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention, need_lse, backend) -> (y, A)."""
 
     @staticmethod
     def forward(
@@ -51,7 +54,7 @@ class SubspaceAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> Any:
         x, scale, shift, v, b, z, lse = ctx.saved_tensors
-        num_splits, relu_u, relu_z, _, need_attention, backend = ctx.arguments
+        num_splits, relu_u, relu_z, _, need_attention, _, backend = ctx.arguments
         nothing = (None,) * len(ctx.arguments)
         if not need_attention:
             d_attention = None
@@ -67,7 +70,7 @@ class SubspaceAttention(torch.autograd.Function):
 def _differentiable_backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> list[Tensor | None]:
     """The first derivatives as functions that can be differentiated again, through the reference."""
     x, scale, shift, v, b, _, _ = ctx.saved_tensors
-    num_splits, relu_u, relu_z, out_dtype, _, _ = ctx.arguments
+    num_splits, relu_u, relu_z, out_dtype, *_ = ctx.arguments
     y, attention = reference.general_form(
         x, scale, shift, v, b, num_splits, relu_u=relu_u, relu_z=relu_z, out_dtype=out_dtype
     )

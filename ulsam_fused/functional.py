@@ -90,18 +90,10 @@ def subspace_attention(
     Source: Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102.
     """
     relu = checks.check_activation(activation)
-    checks.check_x(x)
-    channels = x.shape[1]
-    g = checks.check_num_splits(num_splits, channels, "x.shape[1]")
-    checks.check_parameters(
-        x,
-        {
-            "dw_weight": (dw_weight, channels),
-            "pw_weight": (pw_weight, channels),
-            **({} if dw_bias is None else {"dw_bias": (dw_bias, channels)}),
-            **({} if pw_bias is None else {"pw_bias": (pw_bias, g)}),
-        },
-    )
+    if checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
+        g = num_splits
+    else:
+        g = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
     checks.check_out_dtype(out_dtype)
     backend = backends.requested(backend)
     if backend == "reference" or tracing.needs_plain_pytorch():

@@ -38,10 +38,11 @@ def _forward(
     relu_z: bool,
     out_dtype: torch.dtype | None,
     need_attention: bool,
+    need_lse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return implementation(backend, x.device).forward(  # type: ignore[no-any-return]
-        x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention
+        x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention, need_lse
     )
 
 
@@ -77,7 +78,7 @@ _LIBRARY = torch.library.Library("ulsam_fused", "DEF")
 _PARAMETERS = "Tensor x, Tensor scale, Tensor? shift, Tensor v, Tensor? b"
 _LIBRARY.define(
     f"forward({_PARAMETERS}, int num_splits, bool relu_u, bool relu_z, ScalarType? out_dtype, bool need_attention, "
-    "str backend) -> (Tensor y, Tensor attention, Tensor z, Tensor lse)"
+    "bool need_lse, str backend) -> (Tensor y, Tensor attention, Tensor z, Tensor lse)"
 )
 _LIBRARY.define(
     f"backward(Tensor? dy, Tensor? d_attention, {_PARAMETERS}, Tensor z, Tensor lse, int num_splits, bool relu_u, "
@@ -100,13 +101,15 @@ def _(
     relu_z: bool,
     out_dtype: torch.dtype | None,
     need_attention: bool,
+    need_lse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, _, h, w = x.shape
     map_dtype = torch.promote_types(x.dtype, torch.float32)
     z = x.new_empty((n, num_splits, h, w), dtype=map_dtype)
     attention = torch.empty_like(z) if need_attention else x.new_empty(0, dtype=map_dtype)
-    return torch.empty_like(x, dtype=out_dtype), attention, z, x.new_empty((n, num_splits), dtype=map_dtype)
+    lse = x.new_empty((n, num_splits) if need_lse else 0, dtype=map_dtype)
+    return torch.empty_like(x, dtype=out_dtype), attention, z, lse
 
 
 @torch.library.register_fake("ulsam_fused::backward", lib=_LIBRARY)

@@ -47,8 +47,9 @@ def forward(
     relu_z: bool,
     out_dtype: torch.dtype | None,
     need_attention: bool,
+    need_lse: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y (strides of empty_like(x)), A [N,num_splits,H,W] (empty unless needed), z before act_z, lse [N,num_splits]."""
+    """y (strides of empty_like(x)), A and z before act_z [N,num_splits,H,W], lse [N,num_splits]; A, lse if needed."""
     with torch.no_grad(), _without_autocast(x):
         dtype = _compute_dtype(x)
         y, x_ = torch.empty_like(x, dtype=dtype), x.to(dtype)
@@ -57,7 +58,7 @@ def forward(
         logits = z.relu() if relu_z else z
         attention = _softmax(logits)
         # the largest probability is exp(max - lse)
-        lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_()
+        lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_() if need_lse else z.new_empty(0)
         x5 = _split(x_, num_splits)
         torch.addcmul(x5, x5, _spread(attention, x_), out=_split(y, num_splits))
         return y.to(out_dtype or x.dtype), attention if need_attention else z.new_empty(0), z, lse

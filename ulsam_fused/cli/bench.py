@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from .cases import LAYOUTS
 from .errors import UserError, check_output
 from .gate import Yardstick
 from .providers import Provider, Sources, providers
+from .setting import PASSES, Setting
 from .timing import Timing
 
 GPU_CASES = (
@@ -27,9 +27,8 @@ GPU_CASES = (
     "16x32x112x112/g1",
     "16x32x112x112/g4",
 )
-CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g8", "8x256x28x28/g4", "4x32x112x112/g1", "4x32x112x112/g4")
+CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g4", "8x256x28x28/g4", "4x32x112x112/g4")
 QUICK = slice(0, 3, 2)  # two of either
-PASSES = {"forward": 2, "step": 5}  # over a tensor of x's size: x, y; and x, dy, dx
 
 _DESCRIPTION = """\
 Times the layer as the authors wrote it (eager), the paper's formula in plain PyTorch, and the fused operator, at the
@@ -63,37 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", help="per measurement (default: 1, or 0.3 with --quick)")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all rows to this file")
     parser.add_argument("--plot", metavar="FILE.png", type=pathlib.Path, help="draw them; needs the extra [plot]")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the providers are compared on."""
-
-    case: str
-    direction: str
-    dtype: str
-    layout: str
-    device: torch.device
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        n, c, h, w, g = (int(number) for number in re.findall(r"\d+", self.case))
-        return n, c, h, w, g
-
-    @property
-    def floor(self) -> int:
-        """The fewest bytes that the work can move."""
-        n, c, h, w, _ = self.shape
-        return PASSES[self.direction] * n * c * h * w * devices.DTYPES[self.dtype].itemsize
-
-    def __str__(self) -> str:
-        return f"{self.case} {self.direction} {self.dtype} {self.layout}"
-
-    def tensor(self, batch: int | None = None) -> Tensor:
-        """Normally distributed numbers of x's shape."""
-        n, *rest, _ = self.shape
-        x = torch.randn((batch or n, *rest), device=self.device).to(devices.DTYPES[self.dtype])
-        return x.contiguous(memory_format=LAYOUTS[self.layout])
 
 
 def run(args: argparse.Namespace) -> int:

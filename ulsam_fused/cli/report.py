@@ -1,21 +1,17 @@
 """What `bench` says: rows for JSON, and the table."""
 
-from __future__ import annotations
-
 import datetime
 import itertools
 import pathlib
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import devices
 from .providers import Provider
+from .setting import Setting
 from .timing import Timing
-
-if TYPE_CHECKING:
-    from .bench import Setting
 
 CEILING = {"forward": "copy", "step": "copy + add"}
 

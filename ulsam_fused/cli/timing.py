@@ -1,8 +1,9 @@
 """How `bench` takes times.
 
 GPU: device time of CUDA graphs that run once over as many input sets as fill 200 MB, so that every call finds a cold
-cache; the time of the host is taken apart, at batch 1. CPU: wall clock, all providers in turn, round after round, on
-one input that may stay in the cache. Everywhere: warm up first, then median and the 20th and 80th percentiles.
+cache; the time of the host is taken apart, at batch 1. CPU: wall clock of runs of 10 ms, all providers in turn, round
+after round, on one input that may stay in the cache.
+Everywhere: warm up first, then median and the 20th and 80th percentiles.
 """
 
 import itertools
@@ -53,15 +54,16 @@ def wall_clock(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
             break
         names = list(calls) if i % 2 == 0 else list(reversed(calls))  # nobody always runs after the same neighbour
         for name in names:
+            calls[name](0)  # not counted: it finds the caches, the memory pool and the threads of another provider
             samples[name].append(_wall(calls[name], inner[name]))
     return {name: Timing.of(found, "wall clock, interleaved") for name, found in samples.items()}
 
 
 def _calls_per_sample(call: Call) -> int:
-    """So many that a sample lasts some 200 us; warms up, too."""
+    """So many that a sample lasts some 10 ms; warms up, too."""
     call(0)
     once = min(_wall(call, 1) for _ in range(3))
-    return max(1, min(1000, math.ceil(200 / max(once, 1e-3))))
+    return max(1, min(1000, math.ceil(10_000 / max(once, 1e-3))))
 
 
 def _wall(call: Call, count: int) -> float:

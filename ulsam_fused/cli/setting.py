@@ -1,0 +1,43 @@
+"""What `bench` compares its providers on."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import devices
+from .cases import LAYOUTS
+
+PASSES = {"forward": 2, "step": 5}  # over a tensor of x's size: x, y; and x, dy, dx
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the providers are compared on."""
+
+    case: str
+    direction: str
+    dtype: str
+    layout: str
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        n, c, h, w, g = (int(number) for number in re.findall(r"\d+", self.case))
+        return n, c, h, w, g
+
+    @property
+    def floor(self) -> int:
+        """The fewest bytes that the work can move."""
+        n, c, h, w, _ = self.shape
+        return PASSES[self.direction] * n * c * h * w * devices.DTYPES[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.direction} {self.dtype} {self.layout}"
+
+    def tensor(self, batch: int | None = None) -> Tensor:
+        """Normally distributed numbers of x's shape."""
+        n, *rest, _ = self.shape
+        x = torch.randn((batch or n, *rest), device=self.device).to(devices.DTYPES[self.dtype])
+        return x.contiguous(memory_format=LAYOUTS[self.layout])
