@@ -166,7 +166,7 @@ def compiler_options(config: LaunchConfig) -> dict[str, int]:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether channels are the innermost axis; a map of one pixel is, as its channels are contiguous."""
+    """Whether the channels of a pixel are contiguous, and its neighbours are not."""
     return x.stride(1) == 1 and x.stride(3) != 1
 
 
