@@ -17,7 +17,10 @@ pytest.importorskip("triton")
 ARCHITECTURES = [pytest.param(arch, marks=pytest.mark.xdist_group(f"sm_{arch}")) for arch in (80, 90, 100)]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+each_architecture = pytest.mark.parametrize("compiled", ARCHITECTURES, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What `benchmarks/resources.py` counts, in a process without the interpreter and with an empty cache."""
     folder = tmp_path_factory.mktemp(f"sm_{request.param}")
@@ -34,6 +37,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return rows
 
 
+@each_architecture
 def test_within_budget(compiled: list[dict[str, Any]]) -> None:
     assert sum(row["march"] > 0 for row in compiled) >= 24
     assert {row["case"]: found for row in compiled if (found := budgets.violations(row))} == {}
@@ -53,6 +57,7 @@ def test_budgets_notice_each_excess() -> None:
         assert len(budgets.violations(row | excess)) == 1
 
 
+@each_architecture
 def test_wide_accesses_where_strides_allow(compiled: list[dict[str, Any]]) -> None:
     """The second sweep moves 16 bytes per lane where 16 bytes divide every stride."""
     aligned = [row for row in compiled if " 32x28x28 " in row["case"] and "apply" in row["kernel"]]
@@ -60,6 +65,7 @@ def test_wide_accesses_where_strides_allow(compiled: list[dict[str, Any]]) -> No
     assert [row for row in aligned if row["load_bytes"] < 16 or row["store_bytes"] < 16] == []
 
 
+@each_architecture
 def test_the_maximum_keeps_nan(compiled: list[dict[str, Any]]) -> None:
     """No value test on a CPU can see this: the interpreter keeps NaN in any maximum."""
     marches = [row for row in compiled if row["march"] and "float64" not in row["case"]]  # float64 compares and selects
