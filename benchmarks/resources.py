@@ -10,6 +10,7 @@ compiled is what a GPU would be given, specialised arguments and all. Must run i
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -120,25 +121,36 @@ class _Driver:
         return torch.device("meta")
 
 
-def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
+@contextlib.contextmanager
+def compile_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Launches inside compile for this architecture and run nothing; yields the kernels and their constants."""
     triton.runtime.driver.set_active(_Driver(arch))
-    compiled: list[tuple[str, Any, float]] = []
+    compiled: list[tuple[Any, dict[str, Any]]] = []
     original = triton.JITFunction.run
 
-    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        result = original(kernel, *args, grid=grid, warmup=True, **kwargs)
-        phases = [name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if kwargs.get(name)]
-        rows = configs.ROWS if case.direction == "forward" else 1  # of the march, in one turn of its loop
-        elements = kwargs["BLOCK_C"] * kwargs["BLOCK_W"] * rows
-        compiled.append(("+".join(phases), result, 32 * kwargs["num_warps"] / elements))
-        return result
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled.append((original(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs))
 
-    triton.JITFunction.run = compile_only
+    triton.JITFunction.run = run
     try:
-        _call(case)
+        yield compiled
     finally:
         triton.JITFunction.run = original
-    return compiled
+
+
+def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
+    """Name, kernel, and lanes per element of one turn of the march, of every launch."""
+    with compile_only(arch) as compiled:
+        _call(case)
+    rows = configs.ROWS if case.direction == "forward" else 1  # in one turn of the march's loop
+    return [
+        (
+            "+".join(name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if constants.get(name)),
+            kernel,
+            32 * constants["num_warps"] / (constants["BLOCK_C"] * constants["BLOCK_W"] * rows),
+        )
+        for kernel, constants in compiled
+    ]
 
 
 def _call(case: Case) -> None:

@@ -20,21 +20,33 @@ ARCHITECTURES = [pytest.param(arch, marks=pytest.mark.xdist_group(f"sm_{arch}"))
 each_architecture = pytest.mark.parametrize("compiled", ARCHITECTURES, indirect=True, scope="module")
 
 
+def run(script: pathlib.Path, *arguments: str, cache: pathlib.Path) -> str:
+    """What a script prints, in a process without the interpreter and with a cache of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What `benchmarks/resources.py` counts, in a process without the interpreter and with an empty cache."""
+    """What `benchmarks/resources.py` counts for one architecture."""
     folder = tmp_path_factory.mktemp(f"sm_{request.param}")
     output = folder / "resources.json"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "benchmarks" / "resources.py"), "--arch", str(request.param)]
-    done = subprocess.run([*command, "--json", str(output)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    result = json.loads(pathlib.Path(output).read_text())
+    script = ROOT / "benchmarks" / "resources.py"
+    run(script, "--arch", str(request.param), "--json", str(output), cache=folder / "cache")
+    result = json.loads(output.read_text())
     assert 24 <= result["configurations"] <= 40  # about 100 for three architectures
     rows: list[dict[str, Any]] = result["rows"]
     assert len(rows) >= result["configurations"]
     return rows
+
+
+def test_unusual_calls_compile(tmp_path: pathlib.Path) -> None:
+    """Sizes of 1, absent tensors, odd strides: the interpreter accepts code that the compiler refuses."""
+    output = run(pathlib.Path(__file__).with_name("compile_unusual.py"), cache=tmp_path)
+    assert output.split() == ["50", "launches", "compiled"]
 
 
 @each_architecture
