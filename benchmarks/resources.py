@@ -30,6 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ulsam_fused.kernels import budgets, launcher
 from ulsam_fused.kernels import config as configs
+from ulsam_fused.kernels.backward import MARCH_ROWS
 from ulsam_fused.kernels.config import LaunchConfig
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -142,7 +143,7 @@ def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
     """Name, kernel, and lanes per element of one turn of the march, of every launch."""
     with compile_only(arch) as compiled:
         _call(case)
-    rows = configs.ROWS if case.direction == "forward" else 1  # in one turn of the march's loop
+    rows = configs.ROWS if case.direction == "forward" else MARCH_ROWS.value  # in one turn of the march's loop
     return [
         (
             "+".join(name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if constants.get(name)),
@@ -263,7 +264,7 @@ def main() -> int:
         for row in map(dataclasses.asdict, compile_case(case, arch)):
             rows.append(row)
             print(_COLUMNS.format(*row.values()), flush=True)
-    over = {f"{row['case']} sm_{row['arch']}": v for row in rows if (v := budgets.violations(row))}
+    over = {f"{row['case']} sm_{row['arch']}": v for row in rows if (v := budgets.violations(row, triton.__version__))}
     for case, found in over.items():
         print(f"over budget: {case}: {'; '.join(found)}")
     if arguments.json:
