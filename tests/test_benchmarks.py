@@ -46,3 +46,11 @@ def test_nothing_is_measured_without_a_gpu(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2
     assert "no GPU is available" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_benchmarks_run() -> None:
+    """Once each, untimed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "benchmarks")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "6 passed" in done.stdout
