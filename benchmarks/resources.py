@@ -36,7 +36,8 @@ from ulsam_fused.kernels.config import LaunchConfig
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 # (C, H, W) of 64 images with one subspace: for each width of tile a slab for one warp and one for four
 SHAPES = [(20, 7, 7), (256, 7, 7), (8, 14, 14), (128, 14, 14), (2, 28, 28), (32, 28, 28)]
-UNEVEN = [(32, 7, 7), (250, 7, 7), (100, 14, 14), (20, 28, 28)]  # channels that no tile divides
+# for the matrix: channels that the tile divides, or does not, where those above are the other way
+OTHER = [(32, 7, 7), (250, 7, 7), (100, 14, 14), (20, 28, 28)]
 LARGE = [(20, 56, 56), (32, 56, 56)]  # in float32 and float64 split for their size
 NUM_SMS = 30  # so that 64 slabs are not too few
 
@@ -75,7 +76,7 @@ class Resources:
 def shipped(matrix: bool = False) -> list[Case]:
     """Every distinct configuration, with the type that presses it most; in a matrix, with every type and form."""
     cases: dict[Any, Case] = {}
-    shapes = SHAPES + (UNEVEN + LARGE) * matrix
+    shapes = SHAPES + (OTHER + LARGE) * matrix
     for direction, dtype, channels_last, shape, general, split in itertools.product(
         ("forward", "backward"), DTYPES, (False, True), shapes, (False, True), (False, True)
     ):

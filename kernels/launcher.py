@@ -55,19 +55,14 @@ def forward(
         h, w, c // num_splits, num_splits, strips, config.strip_rows or h, chunk, *x.stride(), *y.stride(),
     )  # fmt: skip
     constants: dict[str, Any] = {
+        **tiles(config, c // num_splits),
         "ROWS": ROWS,
-        "BLOCK_C": config.block_c,
-        "BLOCK_W": config.block_w,
-        "BLOCK_P": config.block_p,
-        "BLOCK_K": config.block_k,
         "RELU_U": relu_u,
         "RELU_Z": relu_z,
-        "EVEN_C": (c // num_splits) % config.block_c == 0,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
         "VEC": vector_width(channels_last, c // num_splits, x, y) if flat else 1,
         "WIDE": is_wide(x) or is_wide(y),
-        **compiler_options(config),
     }
     slabs = n * num_splits
     with device_of(x):
@@ -126,20 +121,15 @@ def backward(
         width, *given.stride(), *x.stride(), *dx.stride(),
     )  # fmt: skip
     constants: dict[str, Any] = {
-        "BLOCK_C": config.block_c,
-        "BLOCK_W": config.block_w,
-        "BLOCK_P": config.block_p,
-        "BLOCK_K": config.block_k,
+        **tiles(config, group),
         "RELU_U": relu_u,
         "RELU_Z": relu_z,
-        "EVEN_C": (c // num_splits) % config.block_c == 0,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
         "FLAT_DY": flat_dy,
         "VEC": vector_width(channels_last, group, x) if flat else 1,
         "VEC_DY": vector_width(channels_last, group, given) if flat_dy else 1,
         "WIDE": is_wide(x) or is_wide(given) or is_wide(dx),
-        **compiler_options(config),
     }
     slabs = n * num_splits
     with device_of(x):
@@ -157,10 +147,17 @@ def backward(
     return dx, sums[1], None if shift is None else sums[2], sums[0], db
 
 
-def compiler_options(config: LaunchConfig) -> dict[str, int]:
-    """What a configuration asks of the compiler; AMD's has no limit of registers."""
-    options = {"num_warps": config.num_warps}
-    if torch.version.hip is None:
+def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
+    """A configuration as constants of a kernel for G = group, and what it asks of the compiler."""
+    options = {
+        "BLOCK_C": config.block_c,
+        "BLOCK_W": config.block_w,
+        "BLOCK_P": config.block_p,
+        "BLOCK_K": config.block_k,
+        "EVEN_C": group % config.block_c == 0,
+        "num_warps": config.num_warps,
+    }
+    if torch.version.hip is None:  # AMD's compiler has no limit of registers
         options["maxnreg"] = config.max_registers
     return options
 

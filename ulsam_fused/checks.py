@@ -7,7 +7,7 @@ from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
-PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that sees operators
 
 
 def check_num_splits(num_splits: object, channels: int, channels_name: str) -> int:

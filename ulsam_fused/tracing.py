@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .checks import PLAIN
+
 _mode_depth: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _in_jit_trace: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_PLAIN_TYPES: tuple[type, ...] = (Tensor, torch.nn.Parameter)
 
 
 def needs_op(x: Tensor) -> bool:
@@ -19,7 +20,7 @@ def needs_op(x: Tensor) -> bool:
 
     Elsewhere the launcher is called directly, which saves the dispatcher's time.
     """
-    return torch.compiler.is_compiling() or type(x) not in _PLAIN_TYPES or _mode_depth() > 0 or x.is_meta
+    return torch.compiler.is_compiling() or type(x) not in PLAIN or _mode_depth() > 0 or x.is_meta
 
 
 def needs_plain_pytorch() -> bool:
