@@ -12,11 +12,16 @@ For an image and a subspace of G = C / num_splits channels, p and q being pixels
     z[p]   = sum over c of v[c] * m[c,p] + b          pointwise convolution to one channel
     A      = softmax over all H*W pixels of act_z(z)  one attention map
     y[c,p] = (1 + A[p]) * x[c,p]                      reweight and add
+
+The authors' published code has a BatchNorm before each activation (`batch_norm_form`, and as modules `SubSpace` and
+`ULSAM`: https://github.com/Nandan91/ULSAM).
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def subspace_attention(
@@ -75,3 +80,127 @@ def general_form(
         ys.append((1 + a) * x_k)
         maps.append(a)
     return torch.cat(ys, dim=1).to(out_dtype or x.dtype), torch.cat(maps, dim=1)
+
+
+class BatchNorm(NamedTuple):
+    """What `torch.nn.functional.batch_norm` needs to know; C is its number of channels."""
+
+    weight: Tensor  # gamma [C]
+    bias: Tensor  # beta [C]
+    running_mean: Tensor | None  # [C], updated in place where batch statistics are used
+    running_var: Tensor | None  # [C]
+    batch: bool  # statistics of this batch, not the running ones
+    momentum: float  # weight of this batch in the running statistics
+    eps: float
+
+    def apply(self, t: Tensor, channels: slice) -> Tensor:
+        """Normalises t [N, ., H, W], which holds these channels."""
+        weight, bias, mean, var = (p if p is None else p[channels] for p in self[:4])
+        return F.batch_norm(t, mean, var, weight, bias, self.batch, self.momentum, self.eps)
+
+
+def batch_norm_form(
+    x: Tensor,  # [N, C, H, W]
+    dw_weight: Tensor,  # [C]
+    dw_bias: Tensor | None,  # [C]
+    dw_norm: BatchNorm | None,  # of C channels
+    pw_weight: Tensor,  # [C]
+    pw_bias: Tensor | None,  # [num_splits]
+    pw_norm: BatchNorm | None,  # of num_splits channels
+    num_splits: int,
+    *,
+    relu_u: bool = True,
+    relu_z: bool = True,
+    pool_input: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The authors' form; returns y [N, C, H, W] and A [N, num_splits, H, W].
+
+    The general form with u and z normalised before their activations. With `pool_input` x itself is pooled, as in the
+    authors' code before October 2020: u changes nothing but the running statistics of its norm.
+    """
+    size = x.shape[1] // num_splits  # G
+    ys, maps = [], []
+    for k in range(num_splits):
+        channels = slice(k * size, (k + 1) * size)
+        x_k = x[:, channels]
+        u = dw_weight[channels].view(1, -1, 1, 1) * x_k
+        if dw_bias is not None:
+            u = u + dw_bias[channels].view(1, -1, 1, 1)
+        if dw_norm is not None:
+            u = dw_norm.apply(u, channels)
+        if relu_u:
+            u = u.relu()
+        m = F.max_pool2d(x_k if pool_input else u, kernel_size=3, stride=1, padding=1)
+        z = (pw_weight[channels].view(1, -1, 1, 1) * m).sum(dim=1, keepdim=True)
+        if pw_bias is not None:
+            z = z + pw_bias[k]
+        if pw_norm is not None:
+            z = pw_norm.apply(z, slice(k, k + 1))
+        if relu_z:
+            z = z.relu()
+        a = z.flatten(2).softmax(dim=-1, dtype=torch.promote_types(z.dtype, torch.float32)).view_as(z)
+        ys.append((1 + a) * x_k)
+        maps.append(a)
+    return torch.cat(ys, dim=1).to(out_dtype or x.dtype), torch.cat(maps, dim=1)
+
+
+class SubSpace(nn.Module):
+    """One subspace as ordinary layers, with the names of the authors' code. x [N, nin, H, W] -> y of x's shape.
+
+    Args:
+        nin: G, channels of the subspace.
+        bias: of both convolutions.
+        norm: "batch" or None.
+        activation: "relu" or None.
+        momentum, eps: of both BatchNorms.
+        legacy_maxpool_input: pool x itself, as the authors' code did before October 2020.
+    """
+
+    def __init__(
+        self,
+        nin: int,
+        *,
+        bias: bool = True,
+        norm: str | None = "batch",
+        activation: str | None = "relu",
+        momentum: float | None = 0.9,
+        eps: float = 1e-5,
+        legacy_maxpool_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.legacy_maxpool_input = legacy_maxpool_input
+        self.conv_dws = nn.Conv2d(nin, nin, kernel_size=1, groups=nin, bias=bias)
+        self.bn_dws = nn.BatchNorm2d(nin, momentum=momentum, eps=eps) if norm else nn.Identity()
+        self.relu_dws = nn.ReLU() if activation else nn.Identity()
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
+        self.conv_point = nn.Conv2d(nin, 1, kernel_size=1, bias=bias)
+        self.bn_point = nn.BatchNorm2d(1, momentum=momentum, eps=eps) if norm else nn.Identity()
+        self.relu_point = nn.ReLU() if activation else nn.Identity()
+        self.softmax = nn.Softmax(dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu_dws(self.bn_dws(self.conv_dws(x)))
+        out = self.maxpool(x if self.legacy_maxpool_input else out)
+        out = self.relu_point(self.bn_point(self.conv_point(out)))
+        n, one, h, w = out.shape
+        out = self.softmax(out.view(n, one, -1)).view(n, one, h, w)
+        out = torch.mul(out.expand(n, x.shape[1], h, w), x)
+        return out + x
+
+
+class ULSAM(nn.Module):
+    """The authors' module as ordinary layers: chunk, one `SubSpace` after the other, concatenate.
+
+    Args:
+        nin: C, channels of x; num_splits: number of subspaces. The rest as `SubSpace`.
+    """
+
+    def __init__(self, nin: int, num_splits: int, **options: Any) -> None:
+        super().__init__()
+        self.num_splits = num_splits
+        self.subspaces = nn.ModuleList(SubSpace(nin // num_splits, **options) for _ in range(num_splits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chunks = torch.chunk(x, self.num_splits, dim=1)
+        return torch.cat([subspace(chunk) for subspace, chunk in zip(self.subspaces, chunks, strict=True)], dim=1)
