@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ulsam_fused import reference, torch_backend
+from ulsam_fused import reference, torch_backend, torch_primitives
 
 NAMES = ("y", "A", "dx", "dscale", "dshift", "dv", "db")
 SHAPES = [  # shape of x, num_splits
@@ -138,7 +138,7 @@ def test_values_and_gradients_are_autograds(shape: tuple[int, ...], num_splits: 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("chunk", [1, 700, 10**9])
 def test_chunks_of_the_batch_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int, layout: str) -> None:
-    monkeypatch.setattr(torch_backend, "CHUNK", chunk)  # 5 images of 210 elements: 1, 3 + 2 and 5 at once
+    monkeypatch.setattr(torch_primitives, "CHUNK", chunk)  # 5 images of 210 elements: 1, 3 + 2 and 5 at once
     assert_equal(make((5, 6, 5, 7), 2, layout=layout))
     assert_equal(make((5, 6, 5, 7), 2, layout=layout, relu=(False, False)))
 
@@ -302,7 +302,7 @@ def test_routing_in_order_is_that_of_max_pool2d() -> None:
     leaf = x.clone().requires_grad_()
     pooled, winner = torch.nn.functional.max_pool2d(leaf, 3, 1, 1, return_indices=True)
     (want,) = torch.autograd.grad(pooled, leaf, e)
-    assert torch.equal(torch_backend._route_in_order(e, winner), want)
+    assert torch.equal(torch_primitives._route_in_order(e, winner), want)
 
 
 class Layer(torch.autograd.Function):
