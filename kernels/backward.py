@@ -160,13 +160,14 @@ def input_gradient(
     x_ptr,
     scale_ptr,
     shift_ptr,  # or None
+    centre_ptr,  # or None; else x stands for x - centre in u and in the sums
     v_ptr,
-    a_ptr,  # A and dl from pixel p_begin on
+    a_ptr,  # A and dl from pixel p_begin on; A is not read without dy
     dl_ptr,
     dx_ptr,
     dv_ptr,  # [G], this program's partial sums
     dscale_ptr,  # [G]
-    dshift_ptr,  # [G], not used without shift
+    dshift_ptr,  # [G] or None
     p_begin,
     r_begin,
     r_end,
@@ -189,7 +190,7 @@ def input_gradient(
     WIDE: tl.constexpr,
 ):
     """Writes dx of rows r_begin .. r_end - 1, and what they contribute to dv, dscale and dshift."""
-    dtype: tl.constexpr = a_ptr.dtype.element_ty
+    dtype: tl.constexpr = dl_ptr.dtype.element_ty
     # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
     compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
     for c0 in range(0, G, BLOCK_C):
@@ -203,6 +204,8 @@ def input_gradient(
         weight = scale * v
         if shift_ptr is not None:
             shift = load_channel(shift_ptr, c, G, dtype)[:, None]
+        if centre_ptr is not None:
+            centre = load_channel(centre_ptr, c, G, dtype)[:, None]
         sum_tx = tl.zeros([BLOCK_C, BLOCK_W], dtype)
         sum_t = tl.zeros([BLOCK_C, BLOCK_W], dtype)
         for w0 in range(0, W, BLOCK_W):
@@ -260,6 +263,8 @@ def input_gradient(
                     m_row = m_done & m_c
                     x_row = x_ptr + clamp(done, H).to(tl.int64) * x_stride_h
                     x = tl.load(x_row + o_x, mask=m_row, other=0.0).to(dtype)
+                    if centre_ptr is not None:
+                        x -= centre
                     t = tl.where(a_own_l, ta_l, 0.0) + tl.where(a_own_c, ta_c, 0.0) + tl.where(a_own_r, ta_r, 0.0)
                     if RELU_U:
                         u = scale * x
@@ -268,7 +273,7 @@ def input_gradient(
                         t = tl.where(u <= 0, 0.0, t)
                     t = tl.where(m_row, t, 0.0)
                     sum_tx += t * x
-                    if shift_ptr is not None:
+                    if dshift_ptr is not None:
                         sum_t += t
                     dx = weight * t
                     if dy_ptr is not None:
@@ -284,9 +289,10 @@ def input_gradient(
                     tb_l, tb_c, tb_r = tn_l, tn_c, tn_r
         tx = tl.sum(sum_tx, 1)[:, None]
         dv = scale * tx
-        if shift_ptr is not None:
+        if dshift_ptr is not None:
             total_t = tl.sum(sum_t, 1)[:, None]
-            dv += shift * total_t
+            if shift_ptr is not None:
+                dv += shift * total_t
             tl.store(dshift_ptr + c[:, None], v * total_t, mask=m_c)
         tl.store(dv_ptr + c[:, None], dv, mask=m_c)
         tl.store(dscale_ptr + c[:, None], v * tx, mask=m_c)
@@ -410,8 +416,12 @@ def backward_kernel(
         v_ptr += channel
         if shift_ptr is not None:
             shift_ptr += channel
+        dscale_ptr = dv_ptr + C
+        dshift_ptr = None
+        if shift_ptr is not None:
+            dshift_ptr = dv_ptr + 2 * C
         input_gradient(
-            dy_ptr, x_ptr, scale_ptr, shift_ptr, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dv_ptr + C, dv_ptr + 2 * C,
+            dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
             p_begin, r_begin, r_end, H, W, G, dy_stride_c, dy_stride_h, dy_stride_w,
             x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
             BLOCK_C, BLOCK_W, RELU_U, EVEN_C, WIDE,

@@ -14,6 +14,8 @@ MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
 SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
 PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
+NORM_PROGRAMS_PER_SM = 8  # strips of the BatchNorm forward; each reads all partial moments of its channels
+MOMENTS_PROGRAMS_PER_SM = 4  # of 4 warps; more write more partial moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,18 @@ class LaunchConfig:
     num_warps: int
     max_registers: int  # per lane
     strip_rows: int  # split: rows per program, a multiple of ROWS
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentsConfig:
+    """How the moments of every channel are computed."""
+
+    block_c: int  # channels of a tile
+    block_p: int  # pixels of a tile, counted through all images
+    num_warps: int
+    max_registers: int  # per lane
+    parts: int  # programs per block of channels
+    part_pixels: int  # pixels per program, a multiple of block_p; no part is empty
 
 
 def forward_config(
@@ -48,6 +62,60 @@ def backward_config(
     # 168 registers let an SM hold three programs of four warps.
     per_lane, max_registers = (1, 255) if itemsize == 8 else (2, 168)
     return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers)
+
+
+def norm_forward_config(
+    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+) -> LaunchConfig:
+    """The launches of the forward with BatchNorm.
+
+    Between its logits and its softmax stand the statistics of all images, so a slab is never read twice by one program,
+    and is cut into strips only where slabs are few; into as few as fill the GPU, since each program combines all
+    partial moments of its channels, and each that applies reads all of z.
+    """
+    n, _, h, _ = shape
+    config = forward_config(shape, num_splits, itemsize, channels_last, num_sms)
+    wanted = cdiv(NORM_PROGRAMS_PER_SM * num_sms, n * num_splits)  # strips per slab
+    split = _slabs_are_few(shape, num_splits, num_sms)
+    strip_rows = max(cdiv(h, ROWS) // wanted, 1) * ROWS
+    return dataclasses.replace(config, split=split, strip_rows=strip_rows if split else 0)
+
+
+def moments_config(shape: tuple[int, int, int, int], itemsize: int, channels_last: bool, num_sms: int) -> MomentsConfig:
+    """The launch that computes the moments of every channel of x of this shape [N, C, H, W].
+
+    A tile holds 64 bytes per lane, as runs along the contiguous axis: pixels, or 64 bytes of channels, two sectors.
+    Where runs are not whole 16 bytes it holds 16 elements at most, since the offsets of narrow accesses take registers
+    too. The channels of a tile are few, so that there are few partial moments: about block_c per program, whatever C.
+    """
+    n, c, h, w = shape
+    pixels = n * h * w
+    num_warps = 4
+    per_lane = 64 // itemsize
+    if (c if channels_last else h * w) * itemsize % 16:
+        per_lane = min(per_lane, 16)
+    if channels_last:
+        block_c = min(next_power_of_2(c), 64 // itemsize)
+    else:
+        block_c = min(max(c & -c, 4), 16)  # a power of two that divides C, unless it is too small
+    block_p = min(32 * num_warps * per_lane // block_c, max(next_power_of_2(pixels), 16))
+    blocks = cdiv(c, block_c)
+    tiles = cdiv(pixels, block_p)
+    part_tiles = cdiv(tiles, max(MOMENTS_PROGRAMS_PER_SM * num_sms // blocks, 1))
+    return MomentsConfig(
+        block_c=block_c,
+        block_p=block_p,
+        num_warps=num_warps,
+        max_registers=128,
+        parts=cdiv(tiles, part_tiles),
+        part_pixels=part_tiles * block_p,
+    )
+
+
+def combine_blocks(group: int, num_warps: int) -> tuple[int, int]:
+    """(channels, parts) of the tile in which a program combines partial moments: 8 elements per lane."""
+    block_m = min(next_power_of_2(group), 128)
+    return block_m, 256 * num_warps // block_m
 
 
 def _config(

@@ -62,8 +62,9 @@ def strip_logits(
     RELU_Z: tl.constexpr,
     EVEN_C: tl.constexpr,
     WIDE: tl.constexpr,
+    STATS: tl.constexpr = True,
 ):
-    """Writes z of rows r0 .. r0 + ROWS - 1; returns (max, sum of exp) of act_z(z) over them."""
+    """Writes z of rows r0 .. r0 + ROWS - 1; returns (max, sum of exp) of act_z(z) over them, if STATS."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
     compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
@@ -123,13 +124,15 @@ def strip_logits(
             z_row = tl.sum(z[r], 0) + constant
             m_z = (col < W) & (r0 + r < H)
             tl.store(z_ptr + (r0 + r) * W + col, z_row, mask=m_z)
-            logit = tl.where(m_z, relu(z_row, RELU_Z), float("-inf"))
-            logits = logits + (logit,)
-            m_block = tl.maximum(m_block, tl.max(logit, 0))
-        s_block = tl.full([], 0.0, dtype)
-        for r in tl.static_range(ROWS):
-            s_block += tl.sum(tl.exp(logits[r] - finite(m_block)), 0)
-        m_strip, s_strip = combine(m_strip, s_strip, m_block, s_block)
+            if STATS:
+                logit = tl.where(m_z, relu(z_row, RELU_Z), float("-inf"))
+                logits = logits + (logit,)
+                m_block = tl.maximum(m_block, tl.max(logit, 0))
+        if STATS:
+            s_block = tl.full([], 0.0, dtype)
+            for r in tl.static_range(ROWS):
+                s_block += tl.sum(tl.exp(logits[r] - finite(m_block)), 0)
+            m_strip, s_strip = combine(m_strip, s_strip, m_block, s_block)
     return m_strip, s_strip
 
 
@@ -156,6 +159,8 @@ def reweight(
     RELU_Z: tl.constexpr,
     FLAT: tl.constexpr,
     WIDE: tl.constexpr,
+    gain=None,  # with an offset: the softmax is of act_z(gain * z + offset)
+    offset=None,
 ):
     """Writes y, and A if asked, of pixels p_begin .. p_end - 1, given the softmax's (max, sum of exp)."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
@@ -163,6 +168,8 @@ def reweight(
         p = p0 + tl.arange(0, BLOCK_P)
         m_p = p < p_end
         z = tl.load(z_ptr + p, mask=m_p, other=float("-inf"))
+        if gain is not None:
+            z = tl.where(m_p, gain * z + offset, float("-inf"))
         a = tl.exp(relu(z, RELU_Z) - m) / s
         if a_ptr is not None:
             tl.store(a_ptr + p, a, mask=m_p)
@@ -176,6 +183,106 @@ def reweight(
             x = tl.load(x_ptr + (o_c * x_stride_c + o_px[None, :]), mask=m_x, other=0.0).to(dtype)
             y = x + a[None, :] * x
             tl.store(y_ptr + (o_c * y_stride_c + o_py[None, :]), y.to(y_ptr.dtype.element_ty), mask=m_x)
+
+
+@triton.jit
+def slab_forward(
+    x_ptr,  # [N, C, H, W]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C] or None
+    v_ptr,  # [C]
+    b,  # of this subspace
+    y_ptr,  # [N, C, H, W]
+    a_ptr,  # [N, g, H*W] or None
+    z_ptr,  # [N, g, H*W]
+    lse_ptr,  # [N, g] or None
+    stats_ptr,  # [N, g, strips, 2] or None
+    H,
+    W,
+    G,
+    num_splits,
+    strips,
+    strip_rows,
+    chunk,
+    x_stride_n,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    y_stride_n,
+    y_stride_c,
+    y_stride_h,
+    y_stride_w,
+    LOGITS: tl.constexpr,
+    APPLY: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RELU_U: tl.constexpr,
+    RELU_Z: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr,
+    VEC: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """What a program of `forward_kernel` does for its slab; arguments as there."""
+    slab = tl.program_id(0)
+    part = tl.program_id(1)
+    n = (slab // num_splits).to(tl.int64)
+    k = slab % num_splits
+    HW = H * W
+    if CHANNELS_LAST:
+        G = aligned(G, VEC)
+    else:
+        HW = aligned(HW, VEC)
+    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
+    y_stride_n, y_stride_c, y_stride_w = aligned_strides(y_stride_n, y_stride_c, y_stride_w, CHANNELS_LAST, VEC)
+    channel = k * G
+    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    z_ptr += slab.to(tl.int64) * HW
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    m = tl.full([], float("-inf"), dtype)
+    s = tl.full([], 0.0, dtype)
+
+    if LOGITS:
+        scale_ptr += channel
+        v_ptr += channel
+        if shift_ptr is not None:
+            shift_ptr += channel
+        for r0 in range(part * strip_rows, tl.minimum(part * strip_rows + strip_rows, H), ROWS):
+            m_i, s_i = strip_logits(
+                x_ptr, scale_ptr, shift_ptr, v_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
+                ROWS, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C, WIDE,
+            )  # fmt: skip
+            m, s = combine(m, s, m_i, s_i)
+        if not APPLY:
+            stats_ptr += (slab.to(tl.int64) * strips + part) * 2
+            tl.store(stats_ptr, m)
+            tl.store(stats_ptr + 1, s)
+
+    if APPLY:
+        if LOGITS:
+            p_begin = 0
+            p_end = HW
+            tl.debug_barrier()  # every z of the slab is written before any is read
+        else:
+            p_begin = part * chunk
+            p_end = tl.minimum(p_begin + chunk, HW)
+            for i in range(0, strips):
+                i_ptr = stats_ptr + (slab.to(tl.int64) * strips + i) * 2
+                m, s = combine(m, s, tl.load(i_ptr), tl.load(i_ptr + 1))
+        if lse_ptr is not None:
+            if part == 0:
+                tl.store(lse_ptr + slab, m + tl.log(s))
+        y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
+        if a_ptr is not None:
+            a_ptr += slab.to(tl.int64) * HW
+        reweight(
+            x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, p_end, W, G, x_stride_c, x_stride_h, x_stride_w,
+            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, WIDE,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -221,61 +328,13 @@ def forward_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, strips), then (N * num_splits, chunks)."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
-    y_stride_n, y_stride_c, y_stride_w = aligned_strides(y_stride_n, y_stride_c, y_stride_w, CHANNELS_LAST, VEC)
-    channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
-    z_ptr += slab.to(tl.int64) * HW
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    m = tl.full([], float("-inf"), dtype)
-    s = tl.full([], 0.0, dtype)
-
+    b = tl.full([], 0.0, z_ptr.dtype.element_ty)
     if LOGITS:
-        scale_ptr += channel
-        v_ptr += channel
-        if shift_ptr is not None:
-            shift_ptr += channel
-        b = tl.full([], 0.0, dtype)
         if b_ptr is not None:
-            b = tl.load(b_ptr + k).to(dtype)
-        for r0 in range(part * strip_rows, tl.minimum(part * strip_rows + strip_rows, H), ROWS):
-            m_i, s_i = strip_logits(
-                x_ptr, scale_ptr, shift_ptr, v_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
-                ROWS, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C, WIDE,
-            )  # fmt: skip
-            m, s = combine(m, s, m_i, s_i)
-        if not APPLY:
-            stats_ptr += (slab.to(tl.int64) * strips + part) * 2
-            tl.store(stats_ptr, m)
-            tl.store(stats_ptr + 1, s)
-
-    if APPLY:
-        if LOGITS:
-            p_begin = 0
-            p_end = HW
-            tl.debug_barrier()  # every z of the slab is written before any is read
-        else:
-            p_begin = part * chunk
-            p_end = tl.minimum(p_begin + chunk, HW)
-            for i in range(0, strips):
-                i_ptr = stats_ptr + (slab.to(tl.int64) * strips + i) * 2
-                m, s = combine(m, s, tl.load(i_ptr), tl.load(i_ptr + 1))
-        if lse_ptr is not None:
-            if part == 0:
-                tl.store(lse_ptr + slab, m + tl.log(s))
-        y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
-        if a_ptr is not None:
-            a_ptr += slab.to(tl.int64) * HW
-        reweight(
-            x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, p_end, W, G, x_stride_c, x_stride_h, x_stride_w,
-            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, WIDE,
-        )  # fmt: skip
+            b = tl.load(b_ptr + tl.program_id(0) % num_splits).to(b.dtype)
+    slab_forward(
+        x_ptr, scale_ptr, shift_ptr, v_ptr, b, y_ptr, a_ptr, z_ptr, lse_ptr, stats_ptr,
+        H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
+        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, BLOCK_P, BLOCK_K,
+        RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
+    )  # fmt: skip

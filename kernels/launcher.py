@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -15,6 +15,16 @@ from .forward import forward_kernel
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when they were imported)."""
+
+
+class Group(Protocol):
+    """Several processes with a part of the batch each, for the form with BatchNorm."""
+
+    def gather(self, moments: Tensor) -> Tensor:
+        """Of [P, 3, K], rows count, mean and M2: those of all processes, [P', 3, K] in the same order everywhere."""
+
+    def sum(self, t: Tensor) -> Tensor:
+        """A new tensor, the sum over all processes."""
 
 
 def forward(

@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benchmarks
 import resources
 from torch import Tensor
 from ulsam_fused.kernels import config as configs
-from ulsam_fused.kernels import launcher
+from ulsam_fused.kernels import launcher, norm_backward_launcher, norm_launcher
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -39,6 +39,47 @@ def call(x: Tensor, num_splits: int, split: bool, *, biases: bool, maps: bool, d
     da = attention if maps else None
     lse = meta(n, num_splits, dtype=z.dtype) if lse.numel() == 0 else lse
     launcher.backward(dy, da, x, p, shift, p, b, z, lse, num_splits, biases, not biases, config=backward)
+
+
+def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, beta: bool, dy: Tensor | None) -> None:
+    """The backward with BatchNorm; where `beta` is false, with parameters of x's type and without act_z."""
+    n, c, h, w = x.shape
+    p = meta(c, dtype=torch.float32 if beta else x.dtype)
+    k = meta(g, dtype=p.dtype)
+    config = configs.backward_config((n, c, h, w), g, x.element_size(), launcher.is_channels_last(x), 1)
+    config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+    z = meta(n, g, h, w)
+    norm_backward_launcher.norm_backward(
+        dy, z if dy is None else None, x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None,
+        k if beta else None, z, meta(n, g), meta(5, c), meta(6, g), g, 1e-5, not beta, beta, config=config,
+    )  # fmt: skip
+
+
+def call_norm_forward(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, beta: bool) -> None:
+    """The forward with BatchNorm; where `beta` is false, with parameters of x's type, no maps and nothing updated."""
+    n, c, h, w = x.shape
+    p = meta(c, dtype=torch.float32 if beta else x.dtype)
+    k = meta(g, dtype=p.dtype)
+    config = configs.norm_forward_config((n, c, h, w), g, x.element_size(), launcher.is_channels_last(x), 1)
+    config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+    half1, half2 = meta(c, dtype=torch.bfloat16), meta(g, dtype=torch.bfloat16)
+    norm_launcher.norm_forward(
+        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None, g,
+        1e-5, 1e-3, not beta, beta, torch.float32, beta, (half1, half1, p, 0.1) if beta and batch1 else None,
+        (half2, half2, None, 1.0) if beta and batch2 else None, config=config,
+    )  # fmt: skip
+
+
+def call_folded(x: Tensor, g: int, split: bool, *, dw: bool, norm1: bool, beta: bool) -> None:
+    """The forward with both norms folded, or the first absent, or x itself pooled; biases and maps where `beta`."""
+    n, c, h, w = x.shape
+    p, k = meta(c), meta(g)
+    config = configs.forward_config((n, c, h, w), g, x.element_size(), launcher.is_channels_last(x), 1)
+    config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+    norm_launcher.folded_forward(
+        x, p if dw else None, p if beta else None, (p, p if beta else None, p, p, 1e-5) if norm1 else None,
+        p, k if beta else None, (k, k if beta else None, k, k, 1e-3), g, beta, not beta, None, beta, config=config,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -64,6 +105,18 @@ def main() -> None:
         call(x, 2, True, biases=True, maps=True, dy=None)
         call(x, 2, False, biases=False, maps=True, dy=None)
         call(x, 2, False, biases=True, maps=False, dy=x.to(memory_format=torch.channels_last))
+        call_norm(meta(1, 1, 1, 2), 1, False, batch1=True, batch2=True, beta=True, dy=None)
+        call_norm(x, 2, True, batch1=True, batch2=False, beta=False, dy=x)
+        call_norm(x, 2, True, batch1=False, batch2=True, beta=False, dy=views["channels_last"])
+        both, first, second = ({"batch1": a, "batch2": b} for a, b in ((True, True), (True, False), (False, True)))
+        call_norm_forward(meta(2, 3, 1, 1), 3, False, **both, beta=True)
+        call_norm_forward(meta(1, 1, 1, 2, dtype=torch.float64), 1, True, **both, beta=True)
+        call_norm_forward(views["rows not flat"], 2, False, **first, beta=False)
+        call_norm_forward(views["int64 offsets"], 2, True, **second, beta=False)
+        call_norm_forward(x.to(torch.bfloat16), 4, True, **first, beta=True)
+        call_folded(meta(2, 3, 1, 1), 3, False, dw=True, norm1=True, beta=False)
+        call_folded(x, 2, True, dw=False, norm1=True, beta=True)
+        call_folded(x.double(), 2, False, dw=True, norm1=False, beta=True)
         count = len(compiled)
     print(f"{count} launches compiled")
 

@@ -27,26 +27,27 @@ def run(script: pathlib.Path, *arguments: str, cache: pathlib.Path) -> str:
 def test_unusual_calls_compile(tmp_path: pathlib.Path) -> None:
     """Sizes of 1, absent tensors, odd strides: the interpreter accepts code that the compiler refuses."""
     output = run(pathlib.Path(__file__).with_name("compile_unusual.py"), cache=tmp_path)
-    assert output.split() == ["50", "launches", "compiled"]
+    assert output.split() == ["76", "launches", "compiled"]
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
-    """One test, since its 38 compilations are its cost."""
+    """One test, since its compilations are its cost, about 60."""
     output = tmp_path / "resources.json"
     script = ROOT / "benchmarks" / "resources.py"
     run(script, "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
     result = json.loads(output.read_text())
     rows: list[dict[str, Any]] = result["rows"]
-    assert 24 <= result["configurations"] <= 40  # about 100 for three architectures
+    assert 24 <= result["configurations"] <= 48  # about 140 for three architectures
     assert len(rows) >= result["configurations"]
 
-    marches = [row for row in rows if row["march"]]
+    marches = [row for row in rows if row["march"] and row["kernel"] != "moments"]
     assert len(marches) >= 24
     assert {row["case"]: found for row in rows if (found := budgets.violations(row, triton.__version__))} == {}
 
     # the second sweep moves 16 bytes per lane where 16 bytes divide every stride
-    aligned = [row for row in rows if " 32x28x28 " in row["case"] and "apply" in row["kernel"]]
+    sweeps = [row for row in rows if "apply" in row["kernel"] or row["kernel"] == "complete"]
+    aligned = [row for row in sweeps if " 32x28x28 " in row["case"]]
     assert aligned
     assert [row for row in aligned if row["load_bytes"] < 16 or row["store_bytes"] < 16] == []
 

@@ -115,3 +115,41 @@ def test_next_power_of_2() -> None:
 
 def test_cdiv() -> None:
     assert [configs.cdiv(a, 7) for a in (0, 1, 6, 7, 8)] == [0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("itemsize", "channels_last"), [(2, False), (2, True), (4, False), (8, True)])
+def test_parts_of_the_moments(itemsize: int, channels_last: bool) -> None:
+    """Every pixel is in one part, no part is empty, and there are few parts, of tiles that fit into registers."""
+    for (n, c, h, w), _ in SHAPES:
+        config = configs.moments_config((n, c, h, w), itemsize, channels_last, H100)
+        blocks = configs.cdiv(c, config.block_c)
+        for block in (config.block_c, config.block_p):
+            assert block & (block - 1) == 0, f"Triton needs powers of two: {config}"
+        assert config.block_c * config.block_p * itemsize <= 64 * 32 * config.num_warps
+        assert config.part_pixels % config.block_p == 0
+        assert (config.parts - 1) * config.part_pixels < n * h * w <= config.parts * config.part_pixels
+        assert config.parts == 1 or config.parts * blocks <= configs.MOMENTS_PROGRAMS_PER_SM * H100
+        if n * h * w * c >= 2**24:
+            assert config.parts * blocks >= H100, "the GPU is busy"
+
+
+def test_strips_with_batch_norm() -> None:
+    """A slab that is large is not split, one of few is: into strips that fill the GPU."""
+    for (n, c, h, w), g in SHAPES:
+        config = configs.norm_forward_config((n, c, h, w), g, 2, False, H100)
+        general = forward_config((n, c, h, w), g, 2, False, H100)
+        assert config.split == (n * g < configs.PROGRAMS_PER_SM * H100 and h > configs.ROWS)
+        assert dataclasses.replace(config, split=general.split, strip_rows=general.strip_rows) == general
+        assert (config.strip_rows > 0) == config.split
+        assert config.strip_rows % configs.ROWS == 0
+        if config.split and config.strip_rows > configs.ROWS:
+            programs = n * g * configs.cdiv(h, config.strip_rows)
+            assert programs >= configs.NORM_PROGRAMS_PER_SM * H100
+
+
+@pytest.mark.parametrize(("group", "num_warps"), [(1, 1), (3, 4), (16, 1), (200, 4), (1000, 1)])
+def test_tile_of_partial_moments(group: int, num_warps: int) -> None:
+    channels, parts = configs.combine_blocks(group, num_warps)
+    assert channels * parts == 256 * num_warps
+    assert channels >= min(group, 128)
+    assert channels & (channels - 1) == 0

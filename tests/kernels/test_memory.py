@@ -13,12 +13,10 @@ from ulsam_fused.kernels.config import LaunchConfig
 
 import ulsam_fused as uf
 from golden import GRADIENTS, Case, check, make_case, run_backward, run_forward, run_public, saved
+from guards import Guards, guard_allocations
 from launches import slab, split
 
 launcher = pytest.importorskip("ulsam_fused.kernels.launcher", reason="needs Triton")
-
-MARGIN = 4096  # bytes before and after every tensor, which keep its alignment
-PATTERN = 0xA5
 
 ODD = (2, 6, 9, 5)  # no block divides anything
 EVEN = (1, 8, 8, 8)  # every block divides everything
@@ -30,55 +28,10 @@ CONFIGS = pytest.mark.parametrize(
 )
 
 
-class Guards:
-    """Allocates tensors between guards, and knows whether the guards still stand."""
-
-    def __init__(self) -> None:
-        self.buffers: list[
-            tuple[Tensor, Tensor]
-        ] = []  # all bytes, and what they must still be; -1 where free to change
-
-    def empty(self, tensor: Tensor) -> Tensor:
-        """A tensor of NaN with the shape, type and strides of this dense one."""
-        size = tensor.numel() * tensor.element_size()
-        buffer = torch.full((2 * MARGIN + size,), PATTERN, dtype=torch.uint8, device=tensor.device)
-        promised = buffer.to(torch.int16)
-        promised[MARGIN : MARGIN + size] = -1
-        self.buffers.append((buffer, promised))
-        return _view(buffer, tensor).fill_(torch.nan)
-
-    def constant(self, tensor: Tensor | None) -> Tensor | None:
-        """A copy that nothing may change, between NaN."""
-        if tensor is None:
-            return None
-        margin = MARGIN // tensor.element_size()
-        flat = torch.full((2 * margin + tensor.numel(),), torch.nan, dtype=tensor.dtype, device=tensor.device)
-        buffer = flat.view(torch.uint8)
-        copy = _view(buffer, tensor).copy_(tensor)
-        self.buffers.append((buffer, buffer.to(torch.int16)))
-        return copy
-
-    def stand(self) -> bool:
-        return all(bool(((buffer == promised) | (promised == -1)).all()) for buffer, promised in self.buffers)
-
-
-def _view(buffer: Tensor, tensor: Tensor) -> Tensor:
-    flat = buffer[MARGIN:-MARGIN].view(tensor.dtype)
-    return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset())
-
-
 @pytest.fixture
 def guards(monkeypatch: pytest.MonkeyPatch) -> Guards:
     """Every allocation of the launcher goes through these guards."""
-    guards = Guards()
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
-        allocate = getattr(owner, name)
-
-        def guarded(*arguments: Any, allocate: Any = allocate, **options: Any) -> Tensor:
-            return guards.empty(allocate(*arguments, **options))
-
-        monkeypatch.setattr(owner, name, guarded)
-    return guards
+    return guard_allocations(monkeypatch)
 
 
 def guarded_inputs(case: Case, guards: Guards) -> None:

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from golden import Case, check, make_case, run_backward, run_forward, saved
 from launches import slab, split
+from norm_forward_golden import check_norm_forward, run_norm_forward
+from norm_golden import make_norm_case
 
 launcher = pytest.importorskip("ulsam_fused.kernels.launcher", reason="needs Triton")
 
@@ -50,6 +52,16 @@ def test_backward(axis: str, storage: Tensor, device: str) -> None:
 def test_backward_of_a_wide_dy(axis: str, storage: Tensor, device: str) -> None:
     case = case_of(axis, storage, device, "dy")
     check(case, run_backward(launcher, case, *saved(case), config=slab()))
+
+
+@pytest.mark.parametrize("axis", CASES)
+def test_norm_forward(axis: str, storage: Tensor, device: str) -> None:
+    norm_launcher = pytest.importorskip("ulsam_fused.kernels.norm_launcher")
+    shape, strides = CASES[axis]
+    case = make_norm_case(shape, 1, torch.float16, device)
+    case.x = storage.as_strided(shape, strides, BASE).copy_(case.x)
+    results = run_norm_forward(norm_launcher, case, out_dtype=torch.float32, config=slab())
+    check_norm_forward(case, results, interpreted=launcher.INTERPRETED)
 
 
 def test_images_far_apart_need_no_wide_offsets(storage: Tensor, device: str) -> None:
