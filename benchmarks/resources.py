@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ulsam_fused.kernels import budgets, launcher
+from ulsam_fused.kernels import budgets, launcher, norm_backward_launcher, norm_launcher
 from ulsam_fused.kernels import config as configs
 from ulsam_fused.kernels.backward import MARCH_ROWS
 from ulsam_fused.kernels.config import LaunchConfig
@@ -39,6 +39,21 @@ SHAPES = [(20, 7, 7), (256, 7, 7), (8, 14, 14), (128, 14, 14), (2, 28, 28), (32,
 # for the matrix: channels that the tile divides, or does not, where those above are the other way
 OTHER = [(32, 7, 7), (250, 7, 7), (100, 14, 14), (20, 28, 28)]
 LARGE = [(20, 56, 56), (32, 56, 56)]  # in float32 and float64 split for their size
+# of the backward with BatchNorm, whose march is the backward's: type, channels_last, shape, whether both norms or one
+NORM_BACKWARD = [
+    ("float32", False, (32, 28, 28), True),
+    ("float16", True, (32, 28, 28), True),
+    ("float64", False, (32, 28, 28), True),
+    ("float16", False, (8, 14, 14), False),
+]
+# of the forward with BatchNorm, whose march is the forward's: direction, type, channels_last, shape, split
+NORM_FORWARD = [
+    ("norm_forward", "float16", False, (32, 28, 28), False),
+    ("norm_forward", "float32", True, (32, 28, 28), True),
+    ("norm_forward", "float16", True, (8, 14, 14), False),
+    ("folded", "float16", False, (128, 14, 14), False),
+    ("folded", "float32", True, (32, 28, 28), True),
+]
 NUM_SMS = 30  # so that 64 slabs are not too few
 
 
@@ -46,11 +61,11 @@ NUM_SMS = 30  # so that 64 slabs are not too few
 class Case:
     """One launch configuration, and a call that takes it."""
 
-    direction: str  # "forward" or "backward"
+    direction: str  # "forward", "backward", "norm_forward", "folded" or "norm_backward"
     dtype: str
     channels_last: bool
     shape: tuple[int, int, int]  # C, H, W
-    general: bool  # with biases and both ReLUs, or the paper's form
+    general: bool  # with biases and both ReLUs, or the paper's form; norm_backward: both norms, or the pointwise one
     config: LaunchConfig
 
 
@@ -69,7 +84,7 @@ class Resources:
     barriers: int  # in the hottest loop
     load_bytes: int  # widest load and store of global memory, bytes per lane
     store_bytes: int
-    march: float  # lane-instructions per element of the row march
+    march: float  # lane-instructions per element of the row march, or of the sweep for moments
     nan_maximum: bool  # the maximum keeps NaN
 
 
@@ -94,7 +109,31 @@ def shipped(matrix: bool = False) -> list[Case]:
         key = case if matrix else (direction, channels_last, tile)
         if key not in cases or (case.dtype == wanted[channels_last] and case.general):
             cases[key] = case
-    return list(cases.values())
+    return list(cases.values()) + _norm_forward_cases(matrix) + _norm_backward_cases(matrix)
+
+
+def _norm_forward_cases(matrix: bool) -> list[Case]:
+    if not matrix:
+        chosen: Any = NORM_FORWARD
+    else:
+        chosen = itertools.product(
+            ("norm_forward", "folded"), DTYPES, (False, True), SHAPES + OTHER + LARGE, (False, True)
+        )
+    cases = []
+    for direction, dtype, channels_last, shape, split in chosen:
+        config = configs.forward_config((64, *shape), 1, DTYPES[dtype].itemsize, channels_last, NUM_SMS)
+        config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+        cases.append(Case(direction, dtype, channels_last, shape, True, config))
+    return cases
+
+
+def _norm_backward_cases(matrix: bool) -> list[Case]:
+    chosen = itertools.product(DTYPES, (False, True), SHAPES + OTHER, (False, True)) if matrix else NORM_BACKWARD
+    return [
+        Case("norm_backward", dtype, channels_last, shape, both, config)
+        for dtype, channels_last, shape, both in chosen
+        for config in [configs.backward_config((64, *shape), 1, DTYPES[dtype].itemsize, channels_last, NUM_SMS)]
+    ]
 
 
 def compile_case(case: Case, arch: int) -> Iterator[Resources]:
@@ -114,7 +153,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.target.arch  # kernels are cached by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -144,15 +183,23 @@ def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
     """Name, kernel, and lanes per element of one turn of the march, of every launch."""
     with compile_only(arch) as compiled:
         _call(case)
-    rows = configs.ROWS if case.direction == "forward" else MARCH_ROWS.value  # in one turn of the march's loop
+    rows = MARCH_ROWS.value if "backward" in case.direction else configs.ROWS  # in one turn of the march's loop
     return [
         (
-            "+".join(name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if constants.get(name)),
+            "+".join(name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if constants.get(name))
+            or kernel.metadata.name.removeprefix("norm_").removesuffix("_kernel"),
             kernel,
-            32 * constants["num_warps"] / (constants["BLOCK_C"] * constants["BLOCK_W"] * rows),
+            32 * constants["num_warps"] / _elements(constants, rows),
         )
         for kernel, constants in compiled
     ]
+
+
+def _elements(constants: dict[str, Any], rows: int) -> int:
+    """Elements of one turn of the hottest loop."""
+    if "BLOCK_W" in constants:
+        return int(constants["BLOCK_C"] * constants["BLOCK_W"] * rows)
+    return int(constants.get("BLOCK_C", 1) * constants["BLOCK_P"])
 
 
 def _call(case: Case) -> None:
@@ -165,8 +212,27 @@ def _call(case: Case) -> None:
     relu = case.general
     if case.direction == "forward":
         launcher.forward(x, p, shift, p, b, 1, relu, relu, None, False, config=case.config)
+        return
+    if case.direction == "norm_forward":
+        norm_launcher.norm_forward(
+            x, p, p, p, p, p[:1], p[:1], 1, 1e-5, 1e-5, True, True, None, False, (p, p, p, 0.1), (p, p, p, 0.1),
+            config=case.config,
+        )  # fmt: skip
+        return
+    if case.direction == "folded":
+        norms = (p, p, p, p, 1e-5), (p[:1], p[:1], p[:1], p[:1], 1e-5)
+        norm_launcher.folded_forward(
+            x, p, p, norms[0], p, p[:1], norms[1], 1, True, True, None, False, config=case.config
+        )
+        return
+    z, lse = p.new_empty((n, 1, h, w)), p.new_empty((n, 1))
+    if case.direction == "norm_backward":
+        first, second = p.new_empty((5, c)), p.new_empty((6, 1))
+        norm_backward_launcher.norm_backward(
+            x, None, x, p, p if case.general else None, p, p, p[:1], p[:1], z, lse, first, second,
+            1, 1e-5, True, True, config=case.config,
+        )  # fmt: skip
     else:
-        z, lse = p.new_empty((n, 1, h, w)), p.new_empty((n, 1))
         launcher.backward(x, None, x, p, shift, p, b, z, lse, 1, relu, relu, config=case.config)
 
 
@@ -209,13 +275,13 @@ def _read(case: Case, arch: int, name: str, kernel: Any, sass: str, usage: str, 
         barriers=kinds["BAR"],
         load_bytes=_width(code, "LDG"),
         store_bytes=_width(code, "STG"),
-        march=round(len(loop) * lanes_per_element, 1) if {"logits", "march"} & set(name.split("+")) else 0.0,
+        march=round(len(loop) * lanes_per_element, 1) if {"logits", "march", "moments"} & set(name.split("+")) else 0.0,
         nan_maximum=bool(re.search(r"MNMX\S*\.NAN|max\S*\.NaN", sass + kernel.asm["ptx"])),
     )
 
 
 def _hottest_loop(code: list[tuple[int, str, str]]) -> list[str]:
-    """The longest innermost loop: the row march, wherever there is one."""
+    """The innermost loop with the most loads: the row march, wherever there is one."""
     loops = []
     for address, op, rest in code:
         target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
@@ -224,8 +290,8 @@ def _hottest_loop(code: list[tuple[int, str, str]]) -> list[str]:
     innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     if not innermost:
         return []
-    start, end = max(innermost, key=lambda loop: loop[1] - loop[0])
-    return [op for address, op, _ in code if start <= address <= end]
+    bodies = [[op for address, op, _ in code if start <= address <= end] for start, end in innermost]
+    return max(bodies, key=lambda body: (sum(op.startswith("LDG") for op in body), len(body)))
 
 
 def _width(code: list[tuple[int, str, str]], access: str) -> int:
@@ -240,7 +306,8 @@ def _width(code: list[tuple[int, str, str]], access: str) -> int:
 def _label(case: Case) -> str:
     c, h, w = case.shape
     layout = "channels_last" if case.channels_last else "nchw"
-    form = "general" if case.general else "paper"
+    forms = ("both", "pointwise") if case.direction == "norm_backward" else ("general", "paper")
+    form = forms[not case.general]
     return f"{case.direction} {case.dtype} {layout} {c}x{h}x{w} {form}"
 
 
