@@ -31,9 +31,13 @@ def check_channels(channels: object) -> int:
     return int(channels)
 
 
-def check_norm(norm: object) -> None:
-    if norm is not None:
-        raise ValueError(f"norm must be None, got {norm!r}")
+def check_norm(norm: object) -> bool:
+    """True for "batch", False for None."""
+    if norm is None:
+        return False
+    if norm == "batch":
+        return True
+    raise ValueError(f'norm must be None or "batch", got {norm!r}')
 
 
 def check_activation(activation: object) -> bool:
@@ -137,6 +141,21 @@ def check_parameters(x: Tensor, parameters: dict[str, tuple[object, int]]) -> No
             allowed = f"{x.dtype} as x" + (" or torch.float32" if x.dtype in HALVES else "")
             raise TypeError(f"{name} must be {allowed}, got {p.dtype}")
         first = first or (name, p.dtype)
+
+
+def check_norm_parameters(
+    x: Tensor, dtype: torch.dtype, weight: object, bias: object, channels: int, name: str
+) -> None:
+    """A BatchNorm's parameters: vectors of its channels on x's device, of the convolutions' type or float32."""
+    for part, p in (("weight", weight), ("bias", bias)):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{name}.{part} must be a torch.Tensor, got {type(p).__name__}")
+        if p.shape != (channels,):
+            raise ValueError(f"{name}.{part} must have shape [{channels}], got {list(p.shape)}")
+        if p.device != x.device:
+            raise ValueError(f"{name}.{part} must be on x's device {x.device}, got {p.device}")
+        if p.dtype != dtype and not (p.dtype == torch.float32 and dtype in HALVES):
+            raise TypeError(f"{name}.{part} must be {dtype} as the convolutions or torch.float32, got {p.dtype}")
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -1,21 +1,30 @@
 """The operator as a layer."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks
+from . import backends, checks, state_dict
+from .distributed import SharesBatch, group_of
 from .functional import subspace_attention
+from .norm_functional import norm_attention
 
 
-class ULSAM(nn.Module):
+class ULSAM(SharesBatch, nn.Module):
     """Ultra-lightweight subspace attention module (ULSAM), fused; shape in, same shape out.
 
     By default the form of the paper: 2 * channels parameters and 2 * channels * H * W multiply-accumulates, whatever
     num_splits. See `subspace_attention` for the formula. The initialisation is PyTorch's for those convolutions:
     dw_weight and dw_bias uniform in (-1, 1), pw_weight and pw_bias uniform in (-1/sqrt(G), 1/sqrt(G)) with
     G = channels / num_splits.
+
+    With `norm="batch"`, `bias=True` and `activation="relu"` it is the module of the authors' published code: a
+    BatchNorm after each convolution, `dw_norm` over the channels and `pw_norm` over the subspaces. Both are children
+    (torch.nn.BatchNorm2d) that hold parameters, statistics and mode, and are never called. In eval mode, or frozen by
+    their own `eval()`, they fold into the operator; in training mode batch statistics are fused.
+    `ulsam_fused.upstream` has the same with the authors' constructor and state dict, which this class loads too.
 
     Half precision: stored in 16 bits, y is x almost everywhere, because the attention A is about 1 / (H*W); see
     `out_dtype`.
@@ -25,7 +34,8 @@ class ULSAM(nn.Module):
         num_splits: number of subspaces; divides channels.
         bias: give both convolutions a bias.
         activation: None, or "relu" after both convolutions.
-        norm: None. ("batch", the authors' two BatchNorms, is not implemented yet and raises.)
+        norm: None, or "batch" after both convolutions.
+        momentum, eps: of both norms, as in torch.nn.BatchNorm2d; the authors' momentum is 0.9.
         out_dtype: type of the output; x's by default. torch.float32 keeps what 16 bits round away.
         backend: "auto", "triton", "torch" or "reference".
         device, dtype: of the parameters.
@@ -34,15 +44,22 @@ class ULSAM(nn.Module):
         x [N, channels, H, W] -> y [N, channels, H, W], with the memory format of x.
 
     Raises:
-        ValueError, TypeError: a bad argument.
+        ValueError, TypeError: a bad argument; in training mode with a norm also a batch of one value per channel.
 
-    Source: Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102.
+    Source: Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102; https://github.com/Nandan91/ULSAM.
     """
+
+    subspace_prefix = "subspaces.{}."
+    """What stands before the authors' keys of a subspace in a state dict."""
+
+    writes_authors_keys = False
 
     dw_weight: nn.Parameter
     pw_weight: nn.Parameter
     dw_bias: nn.Parameter | None
     pw_bias: nn.Parameter | None
+    dw_norm: nn.BatchNorm2d | None
+    pw_norm: nn.BatchNorm2d | None
 
     def __init__(
         self,
@@ -52,6 +69,8 @@ class ULSAM(nn.Module):
         bias: bool = False,
         activation: str | None = None,
         norm: str | None = None,
+        momentum: float | None = 0.9,
+        eps: float = 1e-5,
         out_dtype: torch.dtype | None = None,
         backend: str = "auto",
         device: torch.device | str | int | None = None,
@@ -61,7 +80,7 @@ class ULSAM(nn.Module):
         self.channels = checks.check_channels(channels)
         self.num_splits = checks.check_num_splits(num_splits, self.channels, "channels")
         checks.check_activation(activation)
-        checks.check_norm(norm)
+        has_norm = checks.check_norm(norm)
         checks.check_out_dtype(out_dtype)
         self.activation = activation
         self.norm = norm
@@ -75,6 +94,11 @@ class ULSAM(nn.Module):
         else:
             self.register_parameter("dw_bias", None)
             self.register_parameter("pw_bias", None)
+        self.dw_norm = self.pw_norm = None
+        if has_norm:
+            self.dw_norm = nn.BatchNorm2d(self.channels, eps, momentum, device=device, dtype=dtype)
+            self.pw_norm = nn.BatchNorm2d(self.num_splits, eps, momentum, device=device, dtype=dtype)
+            state_dict.accept_authors_keys(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,9 +112,15 @@ class ULSAM(nn.Module):
         ):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
+        for norm in (self.dw_norm, self.pw_norm):
+            if norm is not None:
+                norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, C, H, W]."""
+        if self.dw_norm is not None:
+            y, _ = self._norm_attention(x, out_dtype=self.out_dtype)
+            return y
         return subspace_attention(
             x,
             self.dw_weight,
@@ -104,7 +134,12 @@ class ULSAM(nn.Module):
         )
 
     def attention(self, x: Tensor) -> Tensor:
-        """The attention maps A [N, num_splits, H, W], float32 (float64 for float64 x); differentiable."""
+        """The attention maps A [N, num_splits, H, W], float32 (float64 for float64 x); differentiable.
+
+        In training mode with a norm they are those of the batch's statistics; running statistics are not updated.
+        """
+        if self.dw_norm is not None:
+            return self._norm_attention(x, update=False, need_attention=True)[1]
         _, attention = subspace_attention(
             x,
             self.dw_weight,
@@ -117,6 +152,15 @@ class ULSAM(nn.Module):
             backend=self.backend,
         )
         return attention
+
+    def _norm_attention(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        assert self.dw_norm is not None
+        assert self.pw_norm is not None
+        group = group_of((self.dw_norm, self.pw_norm), self.synchronised, self.process_group)
+        return norm_attention(
+            x, self.dw_weight, self.dw_bias, self.dw_norm, self.pw_weight, self.pw_bias, self.pw_norm, self.num_splits,
+            relu=self.activation is not None, backend=self.backend, group=group, **options,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         parts = [f"{self.channels}, num_splits={self.num_splits}"]

@@ -13,16 +13,16 @@ from torch import Tensor
 from . import backends, tracing
 
 _MODULES = {"triton": "ulsam_fused.kernels.launcher", "torch": "ulsam_fused.torch_backend"}
-_implementations: dict[tuple[str, torch.device], Any] = {}
+_implementations: dict[tuple[str, torch.device, str], Any] = {}
 
 
-def implementation(backend: str, device: torch.device) -> Any:
-    """The module whose `forward` and `backward` serve this backend on this device."""
+def implementation(backend: str, device: torch.device, modules: dict[str, str] = _MODULES) -> Any:
+    """The module, one of `modules`, that serves this backend on this device."""
     backend = backends.requested(backend)
-    key = (backend, device)
+    key = (backend, device, modules["triton"])
     module = _implementations.get(key)
     if module is None:
-        module = importlib.import_module(_MODULES[backends.resolve(backend, device)])
+        module = importlib.import_module(modules[backends.resolve(backend, device)])
         _implementations[key] = module
     return module
 

@@ -1,0 +1,40 @@
+"""Two gloo processes without a GPU: synchronised statistics, DistributedDataParallel, FSDP2."""
+
+import pathlib
+
+import pytest
+import torch
+from torch import nn
+
+import ulsam_fused as uf
+from processes import ROOT, run_python
+from ulsam_fused import distributed
+
+PROOFS = [
+    ["synchronised", "separate", "empty_batch", "one_value_per_process"],
+    ["converted", "compiled", "shared_weights", "fully_sharded"],
+]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+@pytest.mark.parametrize("proofs", PROOFS, ids=" ".join)
+def test_two_processes(proofs: list[str], tmp_path: pathlib.Path) -> None:
+    """Each proof is a function of `two_processes.py`."""
+    script = pathlib.Path(__file__).with_name("two_processes.py")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    output = run_python([str(script), str(tmp_path / "meeting"), *proofs], cwd=tmp_path, env=environment)
+    assert [line for line in output.splitlines() if line.startswith("proven")] == [f"proven: {p}" for p in proofs]
+
+
+def test_one_process_needs_no_group() -> None:
+    model = uf.sync_batchnorm(nn.Sequential(uf.upstream.ULSAM(4, num_splits=2), uf.ULSAM(4, 2)))
+    assert model[0].synchronised
+    assert torch.isfinite(model(torch.randn(2, 4, 3, 3))).all()
+
+
+def test_norms_of_one_layer_are_synchronised_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    layer = uf.upstream.ULSAM(4, num_splits=2)
+    layer.dw_norm = nn.SyncBatchNorm.convert_sync_batchnorm(layer.dw_norm)
+    with pytest.raises(ValueError, match="both norms"):
+        layer(torch.randn(2, 4, 3, 3))

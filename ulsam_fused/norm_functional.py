@@ -1,0 +1,142 @@
+"""The authors' form, with its two BatchNorms, as a function, and which way a call takes.
+
+    both norms fixed       they fold into the general form: one launch
+    batch statistics       norm_autograd.py
+    plain PyTorch needed   reference.py
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import autograd, backends, batch_norm, checks, norm_autograd, norm_ops, reference, tracing
+from .batch_norm import Norm, Running
+
+
+def norm_attention(
+    x: Tensor,  # [N, C, H, W]
+    dw_weight: Tensor,  # [C]
+    dw_bias: Tensor | None,  # [C]
+    dw_norm: nn.BatchNorm2d,  # of C channels; read, never called
+    pw_weight: Tensor,  # [C]
+    pw_bias: Tensor | None,  # [g]
+    pw_norm: nn.BatchNorm2d,  # of g channels
+    num_splits: int,
+    *,
+    relu: bool,
+    pool_input: bool = False,  # the authors' code before October 2020: u changes nothing but dw_norm's statistics
+    update: bool = True,  # running statistics, where norms are in training mode
+    need_attention: bool = False,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    group: Any = None,  # distributed.Group, with which statistics of the batch are shared
+) -> tuple[Tensor, Tensor]:
+    """y [N,C,H,W] and A [N,g,H,W] (empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
+    parameters = (x, dw_weight, dw_bias, dw_norm.weight, dw_norm.bias, pw_weight, pw_bias, pw_norm.weight, pw_norm.bias)
+    if not checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
+        num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
+    checks.check_norm_parameters(x, dw_weight.dtype, dw_norm.weight, dw_norm.bias, x.shape[1], "dw_norm")
+    checks.check_norm_parameters(x, dw_weight.dtype, pw_norm.weight, pw_norm.bias, num_splits, "pw_norm")
+    checks.check_out_dtype(out_dtype)
+    backend = backends.requested(backend)
+    dw_batch, pw_batch = uses_batch(dw_norm), uses_batch(pw_norm)
+    if (dw_batch or pw_batch) and x.numel() == x.shape[1] and group is None:  # as torch.nn.functional.batch_norm
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+    running1 = _running(dw_norm, dw_bias, update)
+    running2 = _running(pw_norm, pw_bias, update)
+
+    if (backend == "reference" or tracing.needs_plain_pytorch()) and group is None:
+        return reference.batch_norm_form(
+            x, dw_weight, dw_bias, _literal(dw_norm, dw_batch, running1),
+            pw_weight, pw_bias, _literal(pw_norm, pw_batch, running2),
+            num_splits, relu_u=relu, relu_z=relu, pool_input=pool_input, out_dtype=out_dtype,
+        )  # fmt: skip
+    if x.shape[0] == 0 and group is None:  # no statistics: nothing is updated, and every gradient is 0
+        dw_batch = pw_batch = False
+    if pool_input and dw_batch:
+        if running1 is not None:
+            mean, var, count = norm_ops.moments(x.detach(), backend, group)
+            batch_norm.update_running(running1, mean, var, count, dw_weight.detach())
+        dw_batch = False
+
+    if not dw_batch and not pw_batch and not _needs_gradient(parameters) and _has_kernels(x, backend):
+        launcher = importlib.import_module("ulsam_fused.kernels.norm_launcher")
+        return launcher.folded_forward(  # type: ignore[no-any-return]
+            x, None if pool_input else dw_weight, dw_bias, _fixed(dw_norm), pw_weight, pw_bias, _fixed(pw_norm),
+            num_splits, relu and not pool_input, relu, out_dtype, need_attention,
+        )  # fmt: skip
+
+    scale: Tensor
+    shift: Tensor | None
+    if pool_input:
+        scale, shift = torch.ones_like(dw_weight, requires_grad=False), None
+    elif dw_batch:
+        scale, shift = dw_weight, dw_norm.bias
+    else:
+        scale, shift = batch_norm.fold(dw_weight, dw_bias, _fixed(dw_norm))
+    v: Tensor = pw_weight
+    b: Tensor = pw_norm.bias
+    if not pw_batch:
+        v, b = batch_norm.fold(pw_weight, pw_bias, _fixed(pw_norm), repeat=x.shape[1] // num_splits)
+    relu_u = relu and not pool_input
+    if not dw_batch and not pw_batch:
+        return autograd.general_form(
+            x, scale, shift, v, b, num_splits, relu_u, relu, out_dtype, need_attention, backend
+        )
+    return norm_autograd.norm_form(
+        x, scale, dw_norm.weight if dw_batch else None, shift, v, pw_norm.weight if pw_batch else None, b,
+        num_splits, dw_norm.eps, pw_norm.eps, relu_u, relu, out_dtype, need_attention, backend,
+        cancelled=(dw_bias if dw_batch else None, pw_bias if pw_batch else None),
+        running1=running1 if dw_batch else None, running2=running2 if pw_batch else None, group=group,
+    )  # fmt: skip
+
+
+def authors_dtype(x: Tensor) -> torch.dtype | None:
+    """What the authors' module returns where that is not x's type: that of its softmax under CUDA autocast."""
+    return torch.promote_types(x.dtype, torch.float32) if x.is_cuda and torch.is_autocast_enabled("cuda") else None
+
+
+def uses_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm normalises with the statistics of the batch, by torch.nn.BatchNorm2d's rule."""
+    return norm.training or norm.running_mean is None
+
+
+def _running(norm: nn.BatchNorm2d, bias: Tensor | None, update: bool) -> Running | None:
+    """What this call updates; counts it, as torch.nn.BatchNorm2d does."""
+    mean, var = norm.running_mean, norm.running_var
+    if not (norm.training and norm.track_running_stats and update) or mean is None or var is None:
+        return None
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum
+    if momentum is None:  # a plain average over all batches
+        momentum = 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
+    return mean, var, None if bias is None else bias.detach(), momentum
+
+
+def _fixed(norm: nn.BatchNorm2d) -> Norm:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:  # only where there is no batch to take them from
+        mean, var = torch.zeros_like(norm.bias), torch.ones_like(norm.bias)
+    return norm.weight, norm.bias, mean, var, norm.eps
+
+
+def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> reference.BatchNorm:
+    """A norm as the reference takes it: running statistics only where they are read or updated."""
+    mean, var = norm.running_mean, norm.running_var
+    if batch:
+        mean, var = (None, None) if running is None else running[:2]
+    return reference.BatchNorm(
+        norm.weight, norm.bias, mean, var, batch, 0.0 if running is None else running[3], norm.eps
+    )
+
+
+def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _has_kernels(x: Tensor, backend: str) -> bool:
+    """Whether this call goes to a kernel that folds the norms itself."""
+    return x.numel() > 0 and not tracing.needs_op(x) and backends.resolve(backend, x.device) == "triton"
