@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ulsam_fused import reference
-from ulsam_fused.cli.providers import Upstream
+from ulsam_fused.reference import ULSAM
 
 
 class BytesMoved(TorchDispatchMode):
@@ -78,7 +78,7 @@ def main() -> None:
     print(f"{'':34} {'forward':>26} {'backward':>26}")
     print(f"{'':34} {'operators':>12} {'over fewest':>13} {'operators':>12} {'over fewest':>13}")
     for name, module in (
-        ("authors' module, training", Upstream(shape[1], arguments.num_splits).to(dtype)),
+        ("authors' module, training", ULSAM(shape[1], arguments.num_splits).to(dtype)),
         ("paper's formula, subspace by subspace", None),
     ):
         f_ops, f_bytes, b_ops, b_bytes = count(module, shape, arguments.num_splits, dtype)

@@ -19,7 +19,7 @@ PROVIDERS = {  # of the JSON rows -> heading
     "paper-eager": "paper's formula, eager",
     "vectorised": "vectorised, eager",
     "vectorised+compile": "vectorised, compiled",
-    "fused[torch]+norm": "ours, authors' form (eval)",
+    "fused[torch]+norm": "ours, authors' form",
     "fused[torch]": "ours, paper's form",
 }
 

@@ -1,6 +1,7 @@
 """`ulsam-fused bench`: rows, table, picture, and no time for a wrong provider. No test looks at a time's value."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     for layout in cases.LAYOUTS:
         assert [row["provider"] for row in rows_of(result, layout=layout, direction="forward")] == forward
         step = [row["provider"] for row in rows_of(result, layout=layout, direction="step")]
-        assert step == ["copy + add", *forward[1:-1]]
+        assert step == ["copy + add", *forward[1:]]
     for row in result["rows"]:
         assert set(row) == ROW_KEYS
         assert row["error"] is None
@@ -164,9 +165,10 @@ def test_the_gate_says_when_it_is_blind() -> None:
 
 @pytest.mark.parametrize("layout", list(cases.LAYOUTS))
 @pytest.mark.parametrize("num_splits", [1, 2, 4])
-def test_providers_compute_their_form(num_splits: int, layout: str) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_providers_compute_their_form(num_splits: int, layout: str, training: bool) -> None:
     x = torch.randn(2, 8, 7, 6, dtype=torch.float64).contiguous(memory_format=cases.LAYOUTS[layout])
-    sources = providers.Sources.make(x, num_splits, training=False)
+    sources = providers.Sources.make(x, num_splits, training)
     with torch.no_grad():
         for subspace in sources.upstream.subspaces:
             for parameter in subspace.parameters():
@@ -177,6 +179,28 @@ def test_providers_compute_their_form(num_splits: int, layout: str) -> None:
             y = provider.build(sources)(x)
             assert (y - forms[provider.form]).norm() < 1e-12 * (y - x).norm(), provider.name
             assert y.stride() == x.stride() or provider.name in ("eager", "paper-eager")
+
+
+def test_cases_of_the_authors_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every size, eager and compiled against ours: the forward pass in eval mode, the step in training mode."""
+    monkeypatch.setattr(bench, "CPU_CASES", ("2x8x5x4/g2", "1x6x4x4/g3"))
+
+    def without_compiler(backends: list[str], compiled: bool) -> list[providers.Provider]:
+        assert compiled
+        return [dataclasses.replace(p, build=original["eager"].build) if p.compiled else p for p in all_of_them]
+
+    all_of_them = providers.providers(["torch"], compiled=True)
+    original = {p.name: p for p in all_of_them}
+    monkeypatch.setattr(bench, "providers", without_compiler)
+    out = tmp_path / "b.json"
+    arguments = ["--case", "upstream-eval", "--case", "upstream-train", "--json", str(out)]
+    assert cli.main(["bench", "--device", "cpu", "--backend", "torch", "--seconds", "0.001", *arguments]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert list(dict.fromkeys((row["case"], row["direction"]) for row in rows)) == [
+        ("2x8x5x4/g2", "forward"), ("1x6x4x4/g3", "forward"), ("2x8x5x4/g2", "step"), ("1x6x4x4/g3", "step"),
+    ]  # fmt: skip
+    assert [row["provider"] for row in rows[:4]] == ["copy", "eager", "eager+compile", "fused[torch]+norm"]
+    assert all(row["us_p50"] > 0 for row in rows)
 
 
 def test_a_compiled_provider_leaves_the_plain_one_alone() -> None:

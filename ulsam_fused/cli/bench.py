@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import pathlib
 import re
@@ -29,6 +30,8 @@ GPU_CASES = (
 )
 CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g4", "8x256x28x28/g4", "4x32x112x112/g4")
 QUICK = slice(0, 3, 2)  # two of either
+NAMED = {"upstream-eval": "forward", "upstream-train": "step"}
+"""Cases that compare the authors' form alone, compiled too, at all sizes."""
 
 _DESCRIPTION = """\
 Times the layer as the authors wrote it (eager), the paper's formula in plain PyTorch, and the fused operator, at the
@@ -39,7 +42,11 @@ _EPILOG = """\
 examples:
   ulsam-fused bench --quick
   ulsam-fused bench --case 8x512x14x14/g4 --direction forward --layout both
+  ulsam-fused bench --case upstream-eval --case upstream-train
   ulsam-fused bench --compile --dtype float16 --json result.json --plot result.png
+
+upstream-eval and upstream-train compare the authors' module, with its norms, in eager mode, under torch.compile and
+fused: the forward pass in eval mode, and the training step.
 
 Triton's interpreter is never timed unless --backend triton asks for it.
 """
@@ -47,7 +54,12 @@ Triton's interpreter is never timed unless --backend triton asks for it.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("--case", action="append", metavar="NxCxHxW/gK", help="this size instead; repeatable")
+    parser.add_argument(
+        "--case",
+        action="append",
+        metavar="NxCxHxW/gK",
+        help="this size instead, or upstream-eval or upstream-train; repeatable",
+    )
     parser.add_argument(
         "--dtype", choices=devices.DTYPES, help="of everything (default: float16 on a GPU, else float32)"
     )
@@ -78,11 +90,12 @@ def run(args: argparse.Namespace) -> int:
     seconds = args.seconds if args.seconds is not None else (0.3 if args.quick else 1.0)
     if not seconds > 0:
         raise UserError(f"--seconds must be above 0, got {seconds}")
-    found = providers(backends, args.compile)
+    found = providers(backends, args.compile or any(setting.form for setting in settings))
     rows: list[dict[str, Any]] = []
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for setting in settings:
-            rows += _rows(setting, found, seconds)
+            wanted = [p for p in found if args.compile or setting.form or not p.compiled]
+            rows += _rows(setting, [p for p in wanted if setting.form in (None, p.form)], seconds)
     result = {**report.heading(device), "rows": rows}
     print(report.table(result, found))
     if args.json is not None:
@@ -95,20 +108,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
-    cases = args.case or (GPU_CASES if device.type == "cuda" else CPU_CASES)[QUICK if args.quick else slice(None)]
-    for case in cases:
-        check_case(case)
+    sizes = (GPU_CASES if device.type == "cuda" else CPU_CASES)[QUICK if args.quick else slice(None)]
     dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     layouts = list(LAYOUTS) if args.layout == "both" else [args.layout]
     directions = list(PASSES) if args.direction == "both" else [args.direction]
-    return [Setting(c, d, dtype, layout, device) for c in cases for layout in layouts for d in directions]
+    settings = []
+    for case in args.case or sizes:
+        if case in NAMED:
+            for size, layout in itertools.product(sizes, layouts):
+                settings.append(Setting(size, NAMED[case], dtype, layout, device, form="upstream"))
+        else:
+            check_case(case)
+            for layout, direction in itertools.product(layouts, directions):
+                settings.append(Setting(case, direction, dtype, layout, device))
+    return settings
 
 
 def check_case(case: str) -> None:
     """Raises UserError unless the text is NxCxHxW/gK of positive numbers with K dividing C."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)/g([1-9]\d*)", case)
     if match is None:
-        raise UserError(f"--case must look like 8x512x14x14/g4 (N x C x H x W / subspaces), got {case!r}")
+        names = " or ".join(NAMED)
+        raise UserError(
+            f"--case must look like 8x512x14x14/g4 (N x C x H x W / subspaces) or be {names}, got {case!r}"
+        )
     channels, g = int(match[2]), int(match[5])
     if channels % g:
         raise UserError(f"--case {case}: {channels} channels cannot be cut into {g} equal subspaces")
@@ -122,7 +145,6 @@ def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[
     if any(provider.compiled for provider in found):
         torch.compiler.reset()  # else the code of the last size is reused by making its shapes dynamic
     sources = Sources.make(x, setting.shape[4], training=step)
-    found = [provider for provider in found if not (step and provider.forward_only)]
     modules: dict[str, nn.Module] = {}
     errors: dict[str, str] = {}
     yardsticks: dict[str, Yardstick] = {}

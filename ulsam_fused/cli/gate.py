@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..modules import ULSAM
+from ..state_dict import KEYS
+
 Results = dict[str, Tensor]  # y, and for a training step dx and the parameters' gradients joined
 
 
@@ -70,7 +73,16 @@ def results(module: nn.Module, x: Tensor, dy: Tensor | None) -> Results:
     x = x.detach().requires_grad_()
     y = module(x)
     dx, *gradients = torch.autograd.grad(y, (x, *parameters), dy)
-    return {"y": y.detach(), "dx": dx, "parameters": torch.cat([gradient.flatten() for gradient in gradients])}
+    return {"y": y.detach(), "dx": dx, "parameters": _joined(module, gradients)}
+
+
+def _joined(module: nn.Module, gradients: list[Tensor]) -> Tensor:
+    """All parameters' gradients as one vector, those of the authors' form in the order of the authors' parameters."""
+    if isinstance(module, ULSAM) and module.dw_norm is not None:
+        named = dict(zip((name for name, _ in module.named_parameters()), gradients, strict=True))
+        flat = [named[name].unflatten(0, (module.num_splits, -1)) for name in KEYS if name in named]
+        gradients = [part[i] for i in range(module.num_splits) for part in flat]
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def _error(ours: Tensor, golden: Tensor) -> float:

@@ -7,14 +7,12 @@ biases, two BatchNorms and two ReLUs; with running statistics in the forward pas
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import reference
-from ..functional import subspace_attention
+from .. import reference, upstream
 from ..modules import ULSAM
 
 SHARPNESS = 16.0
@@ -50,94 +48,25 @@ class Vectorised(Paper):
         return torch.addcmul(x_k, x_k, a.view(n, g, 1, h, w)).flatten(1, 2)
 
 
-class UpstreamSubspace(nn.Module):
-    """One subspace of the authors' code, step by step (github.com/Nandan91/ULSAM)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_dws = nn.Conv2d(channels, channels, kernel_size=1, groups=channels)
-        self.bn_dws = nn.BatchNorm2d(channels, momentum=0.9)
-        self.relu_dws = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
-        self.conv_point = nn.Conv2d(channels, 1, kernel_size=1)
-        self.bn_point = nn.BatchNorm2d(1, momentum=0.9)
-        self.relu_point = nn.ReLU()
-        self.softmax = nn.Softmax(dim=2)
-        nn.init.constant_(self.bn_point.weight, SHARPNESS / 4)  # what it scales has variance 1 already
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.maxpool(self.relu_dws(self.bn_dws(self.conv_dws(x))))
-        out = self.relu_point(self.bn_point(self.conv_point(out)))
-        n, one, h, w = out.shape
-        out = self.softmax(out.view(n, one, -1)).view(n, one, h, w)
-        out = torch.mul(out.expand(n, x.shape[1], h, w), x)
-        return out + x
-
-
-class Upstream(nn.Module):
-    """The authors' module: chunk, one subspace after the other, concatenate."""
-
-    def __init__(self, channels: int, num_splits: int) -> None:
-        super().__init__()
-        self.num_splits = num_splits
-        self.subspaces = nn.ModuleList(UpstreamSubspace(channels // num_splits) for _ in range(num_splits))
-
-    def forward(self, x: Tensor) -> Tensor:
-        chunks = torch.chunk(x, self.num_splits, dim=1)
-        return torch.cat([subspace(chunk) for subspace, chunk in zip(self.subspaces, chunks, strict=True)], dim=1)
-
-
-class Folded(nn.Module):
-    """The authors' module in eval mode as one fused call: both BatchNorms folded into the operator's parameters."""
-
-    scale: Tensor
-    shift: Tensor
-    v: Tensor
-    b: Tensor
-
-    def __init__(self, upstream: Upstream, backend: str) -> None:
-        super().__init__()
-        self.num_splits, self.backend = upstream.num_splits, backend
-        folded = [_fold(subspace) for subspace in upstream.subspaces]
-        for name, parts in zip(("scale", "shift", "v", "b"), zip(*folded, strict=True), strict=True):
-            self.register_buffer(name, torch.cat(parts))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return subspace_attention(
-            x, self.scale, self.v, self.num_splits, self.shift, self.b, activation="relu", backend=self.backend
-        )
-
-
-def _fold(subspace: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scale, shift, v and b of one subspace: r = 1 / sqrt(running_var + eps), gamma * r scales, beta shifts."""
-    first, second = subspace.bn_dws, subspace.bn_point
-    with torch.no_grad():
-        gain = first.weight * (first.running_var + first.eps).rsqrt()
-        scale = gain * subspace.conv_dws.weight.flatten()
-        shift = gain * (subspace.conv_dws.bias - first.running_mean) + first.bias
-        gain = second.weight * (second.running_var + second.eps).rsqrt()
-        v = gain * subspace.conv_point.weight.flatten()
-        b = gain * (subspace.conv_point.bias - second.running_mean) + second.bias
-    return scale, shift, v, b
-
-
 @dataclass(frozen=True)
 class Sources:
     """The modules that define the two functions, and that hold the weights that every provider gets."""
 
     paper: Paper
-    upstream: Upstream
+    upstream: reference.ULSAM
 
     @classmethod
     def make(cls, x: Tensor, num_splits: int, training: bool) -> "Sources":
         """Weights in x's type on its device; the running statistics are those of one pass over x."""
         torch.manual_seed(0)
-        paper, upstream = Paper(x.shape[1], num_splits), Upstream(x.shape[1], num_splits)
+        paper, theirs = Paper(x.shape[1], num_splits), reference.ULSAM(x.shape[1], num_splits)
+        for subspace in theirs.subspaces:
+            nn.init.constant_(subspace.get_parameter("bn_point.weight"), SHARPNESS / 4)  # its input has variance 1
         paper.to(x.device, x.dtype)
-        upstream.to(x.device, torch.float32)
+        theirs.to(x.device, torch.float32)
         with torch.no_grad():
-            upstream(x.float())
-        return cls(paper, upstream.to(x.dtype).train(training))
+            theirs(x.float())
+        return cls(paper, theirs.to(x.dtype).train(training))
 
 
 @dataclass(frozen=True)
@@ -148,7 +77,6 @@ class Provider:
     form: str  # "paper" or "upstream"
     note: str
     build: Callable[[Sources], nn.Module]
-    forward_only: bool = False
     compiled: bool = False
 
 
@@ -165,7 +93,7 @@ def providers(backends: list[str], compiled: bool) -> list[Provider]:
     if compiled:
         found += [_compiled(plain[0]), _compiled(plain[2])]
     for backend in backends:
-        found += [_fused(backend), _folded(backend)]
+        found += [_fused(backend), _fused_norm(backend)]
     return found
 
 
@@ -197,11 +125,15 @@ def _fused(backend: str) -> Provider:
     return Provider(f"fused[{backend}]", "paper", f'ulsam_fused.ULSAM, backend "{backend}"', build)
 
 
-def _folded(backend: str) -> Provider:
-    return Provider(
-        f"fused[{backend}]+norm",
-        "upstream",
-        f'the authors\' module in eval mode, its BatchNorms folded into one fused call, backend "{backend}"',
-        lambda sources: Folded(sources.upstream, backend),
-        forward_only=True,
-    )
+def _fused_norm(backend: str) -> Provider:
+    def build(sources: Sources) -> nn.Module:
+        theirs = sources.upstream
+        p = next(theirs.parameters())
+        channels = sources.paper.dw_weight.shape[0]
+        layer = upstream.ULSAM(
+            channels, num_splits=theirs.num_splits, backend=backend, device=p.device, dtype=p.dtype
+        )
+        layer.load_state_dict(theirs.state_dict())
+        return layer.train(theirs.training)
+
+    return Provider(f"fused[{backend}]+norm", "upstream", f'ulsam_fused.upstream.ULSAM, backend "{backend}"', build)

@@ -109,7 +109,8 @@ def _line(r: dict[str, Any], gpu: bool) -> str:
 
 def _footnotes(result: dict[str, Any], providers: list[Provider]) -> list[str]:
     directions = {r["direction"] for r in result["rows"]}
-    shown = [p for p in providers if directions != {"step"} or not p.forward_only]
+    measured = {r["provider"] for r in result["rows"]}
+    shown = [p for p in providers if p.name in measured]
     methods = sorted({r["method"] for r in result["rows"] if r["method"]})
     notes = [f"  {p.name:<20} {p.form:<9} {p.note}" for p in shown]
     notes.append("upstream: with biases, two BatchNorms and ReLUs. paper: 2*C weights and nothing else, so less work.")

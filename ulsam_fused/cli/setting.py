@@ -21,6 +21,7 @@ class Setting:
     dtype: str
     layout: str
     device: torch.device
+    form: str | None = None  # only the providers of this form
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
