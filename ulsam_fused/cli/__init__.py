@@ -19,6 +19,7 @@ COMMANDS = {  # name, which is also the module's: the line that `ulsam-fused --h
     "check": "compare the fused operator with the reference on this machine, values and gradients",
     "bench": "time the fused operator beside eager PyTorch, the vectorised form and torch.compile",
     "attend": "draw the attention maps of a picture",
+    "count": "count parameters and multiply-accumulates: the paper's tables, or one model",
 }
 
 _EXAMPLES = """\
@@ -27,6 +28,7 @@ examples:
   ulsam-fused check --quick
   ulsam-fused bench --case 8x512x14x14/g4 --direction step --json out.json
   ulsam-fused attend photo.jpg --num-splits 4 -o attention.png
+  ulsam-fused count --model mobilenet_v2 --insert 17=4
 
 `ulsam-fused COMMAND --help` explains a command. Exit code: 0 done, 1 a check failed, 2 an error in the request.
 """
