@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import devices, plot, report, timing
+from . import backbone, bench_model, devices, plot, report, timing
 from .cases import LAYOUTS
 from .errors import UserError, check_output
 from .gate import Yardstick
@@ -43,6 +43,7 @@ examples:
   ulsam-fused bench --quick
   ulsam-fused bench --case 8x512x14x14/g4 --direction forward --layout both
   ulsam-fused bench --case upstream-eval --case upstream-train
+  ulsam-fused bench --model mobilenet_v2 --insert 17=4        images per second of the whole network
   ulsam-fused bench --compile --dtype float16 --json result.json --plot result.png
 
 upstream-eval and upstream-train compare the authors' module, with its norms, in eager mode, under torch.compile and
@@ -74,9 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", help="per measurement (default: 1, or 0.3 with --quick)")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all rows to this file")
     parser.add_argument("--plot", metavar="FILE.png", type=pathlib.Path, help="draw them; needs the extra [plot]")
+    group = backbone.add_arguments(parser)
+    group.add_argument("--batch", type=int, metavar="N", help="images (default: 256 on a GPU, 8 on a CPU)")
+    group.add_argument("--size", type=int, metavar="PX", help="side of the input (default: 224)")
 
 
 def run(args: argparse.Namespace) -> int:
+    backbone.check(args, "batch", "size")
+    if args.model is not None:
+        if args.case or args.plot:
+            raise UserError("--model does not go with --case or --plot")
+        if args.json is not None:
+            check_output(args.json)
+        return bench_model.run(args)
     device = devices.pick(args.device)
     backends = devices.fused_backends(args.backend, device)
     if not args.backend:

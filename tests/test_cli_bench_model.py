@@ -1,0 +1,90 @@
+"""`ulsam-fused bench --model`: rows, table, and no time for a network that computes something else."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ulsam_fused import cli, modules
+from ulsam_fused.cli import bench_model
+
+TINY = [
+    "bench", "--model", "mobilenet_v2", "--width", "0.35", "--batch", "2", "--size", "32", "--device", "cpu",
+    "--backend", "torch", "--seconds", "0.001",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["paper", "upstream"])
+def test_rows_and_table(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.json"
+    assert cli.main([*TINY, "--attention", attention, "--insert", "14=4", "--replace", "17=2", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert "after layer 14 (g=4)" in result["model"]
+    assert [(row["direction"], row["provider"]) for row in result["rows"]] == [
+        (direction, name) for direction in ("forward", "step") for name in ("vanilla", "eager", "fused[torch]")
+    ]
+    for row in result["rows"]:
+        assert row["images_per_s"] == pytest.approx(2e6 / row["us_p50"], rel=1e-3)
+        assert 0 < row["us_p20"] <= row["us_p50"] <= row["us_p80"]
+    printed = capsys.readouterr().out
+    assert "training step, batch 2, float32, nchw" in printed
+    assert "images/s" in printed
+
+
+def test_the_same_weights_everywhere() -> None:
+    args = _arguments("--insert", "14=4", "--attention", "upstream")
+    found = bench_model.models(args, ["torch"], torch.device("cpu"))
+    vanilla, eager, fused = found.values()
+    for key, t in fused.state_dict().items():
+        assert torch.equal(t, eager.state_dict()[key])
+        assert key not in vanilla.state_dict() or torch.equal(t, vanilla.state_dict()[key])
+    assert len(vanilla.state_dict()) < len(fused.state_dict()) == len(eager.state_dict())
+    assert not any(isinstance(module, modules.ULSAM) for module in eager.modules())
+
+
+@pytest.mark.parametrize("attention", ["paper", "upstream"])
+def test_a_network_that_ignores_its_attention_is_not_timed(
+    attention: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Identity(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    original = bench_model.models
+
+    def sabotaged(*arguments: object) -> dict[str, nn.Module]:
+        found = original(*arguments)  # type: ignore[arg-type]
+        for block in found["fused[torch]"].get_submodule("features"):
+            if hasattr(block, "ulsam"):
+                block.ulsam = Identity()
+        return found
+
+    monkeypatch.setattr(bench_model, "models", sabotaged)
+    assert cli.main([*TINY, "--attention", attention]) == 2
+    assert "fused[torch] is off by 1.0e+00 of what ULSAM adds; nothing was timed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "0"], "--batch must be at least 1"),
+        (["--size", "16"], "--size from 32"),
+        (["--case", "upstream-eval"], "--model does not go with --case"),
+        (["--insert", "99=4"], "names layer 99"),
+    ],
+)
+def test_bad_requests(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*TINY, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def _arguments(*words: str) -> object:
+    import argparse
+
+    from ulsam_fused.cli import bench
+
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args([*TINY[1:], *words])
