@@ -19,6 +19,7 @@ import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TESTS = ["kernels", "test_gradcheck.py", "test_mutants.py", "test_properties.py", "test_ops.py", "test_functional.py"]
+TESTS += ["test_upstream.py", "test_norm_ops.py", "test_mixed_precision.py", "test_models.py"]
 
 
 def run(command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:
