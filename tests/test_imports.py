@@ -18,6 +18,7 @@ KERNELS = PACKAGE / "kernels" if (PACKAGE / "kernels").is_dir() else PACKAGE.par
 # dot at its end) they may, as long as no circle arises.
 LAYERS = (
     ("__main__",),
+    ("train", "train."),
     ("cli", "cli."),
     ("",),  # ulsam_fused/__init__.py, the public names
     ("models", "models."),
@@ -33,9 +34,10 @@ LAYERS = (
     ("kernels.norm_launcher",),
     ("kernels.norm_backward_launcher",),
     ("torch_backend", "torch_norm", "kernels.launcher"),
-    ("kernels.norm_backward", "kernels.norm_forward"),
+    ("kernels.norm_backward", "kernels.norm_forward", "kernels.plans"),
     ("backends", "tracing", "torch_primitives", "kernels.backward", "kernels.forward", "kernels.moments"),
-    ("batch_norm", "checks", "distributed", "proof", "state_dict", "structure", "kernels.primitives"),
+    ("batch_norm", "checks", "distributed", "proof", "state_dict", "structure"),
+    ("kernels.geometry", "kernels.primitives"),
     ("kernels.config",),
     ("kernels",),
     ("reference", "_version"),

@@ -1,0 +1,149 @@
+"""One epoch of training and one evaluation."""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cli.errors import UserError
+from . import dataset, metrics, recipe, seeds
+from .broken import Broken
+from .dataset import Batch
+from .logs import Logs
+from .processes import Processes, Stop
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, in red, green and blue; source: torchvision's references/classification."""
+
+
+class Loop:
+    """What every step needs. `network` is called in training: the model itself, or wrapped and compiled."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        processes: Processes,
+        model: nn.Module,
+        network: Callable[[Tensor], Tensor],
+        views: tuple[dataset.Views, dataset.Views],
+        steps: int,
+        broken: Broken,
+        stop: Stop,
+    ) -> None:
+        self.args, self.processes, self.stop, self.broken = args, processes, stop, broken
+        self.model, self.network, self.steps = model, network, steps
+        self.training_views, self.test_views = views
+        self.optimizer = recipe.optimizer(model, args)
+        self.scaler = recipe.scaler(args.amp, processes.device)
+        self.average = None if args.ema is None else recipe.Average(model, args.ema)
+        self.rate = recipe.learning_rate(args, steps)
+        mean, std = (torch.tensor(values, device=processes.device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+        self._mean, self._std = mean, std
+
+    def train(self, epoch: int, start: int, totals: metrics.Totals, logs: Logs | None) -> int:
+        """Train from step `start` of an epoch on, adding to `totals`; the step at which it ended.
+
+        That is the number of steps in an epoch, or less where SIGTERM came.
+
+        Raises:
+            UserError: too many images are broken; the loss is not finite.
+        """
+        args, world = self.args, self.processes.world
+        order = dataset.TrainingOrder(
+            len(self.training_views), args.batch_size, args.seed, epoch, self.steps, start, self.processes.rank, world
+        )
+        self.model.train()
+        began, before = time.perf_counter(), start
+        for step, batch in enumerate(self._loaded(self.training_views, order), start):
+            self.broken.add("train", batch.broken)
+            if len(batch.labels) != args.batch_size:
+                names = self.training_views.images.names
+                raise UserError(f"no readable image after {names[batch.broken[0][0]]}: {batch.broken[0][1]}")
+            loss = self._step(epoch, step, *self._prepared(batch), totals)
+            if (step + 1) % args.print_every == 0 or step + 1 == self.steps:
+                value = float(loss)
+                if value != value or abs(value) == float("inf"):
+                    raise UserError(f"epoch {epoch}, step {step}: the loss is {value}; a lower --lr may help")
+                now = time.perf_counter()
+                speed = (step + 1 - before) * args.batch_size * world / max(now - began, 1e-9)
+                began, before = now, step + 1
+                self._progress(epoch, step, value, speed, totals, logs)
+            if self.stop.agreed():
+                return step + 1
+        return self.steps
+
+    def evaluate(self, models: dict[str, nn.Module]) -> dict[str, metrics.Scores] | None:
+        """Scores of each model over the test set; None where SIGTERM came."""
+        args, processes = self.args, self.processes
+        order = dataset.EveryImage(
+            len(self.test_views), args.batch_size, processes.rank, processes.world, args.limit_steps
+        )
+        longest = max(processes.gather(len(order)))  # all processes must ask about SIGTERM equally often
+        totals = {name: metrics.Totals(processes.device) for name in models}
+        for model in models.values():
+            processes.share_buffers(model)
+            model.eval()
+        batches = iter(self._loaded(self.test_views, order))
+        for batch in itertools.islice(itertools.chain(batches, itertools.repeat(None)), longest):
+            if batch is not None:
+                self.broken.add("val", batch.broken)
+                if len(batch.labels):
+                    self._score(models, *self._prepared(batch), totals)
+            if self.stop.agreed():
+                return None
+        return {name: metrics.scores(processes.sum(total.sums)) for name, total in totals.items()}
+
+    def _step(self, epoch: int, step: int, x: Tensor, labels: Tensor, totals: metrics.Totals) -> Tensor:
+        args, device = self.args, self.processes.device
+        torch.manual_seed(seeds.derive(args.seed, "step", epoch, step, self.processes.rank))  # dropout
+        recipe.set_rate(self.optimizer, self.rate(epoch, step))
+        self.optimizer.zero_grad()
+        with recipe.autocast(args.amp, device):
+            logits = self.network(x)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=args.label_smoothing)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, epoch * self.steps + step)
+        totals.add(loss, logits, labels)
+        return loss.detach()
+
+    @torch.no_grad()
+    def _score(
+        self, models: dict[str, nn.Module], x: Tensor, labels: Tensor, totals: dict[str, metrics.Totals]
+    ) -> None:
+        for name, model in models.items():
+            with recipe.autocast(self.args.amp, self.processes.device):
+                logits = model(x).float()
+            totals[name].add(F.cross_entropy(logits, labels), logits, labels)
+
+    def _loaded(self, views: dataset.Views, order: Any) -> Any:
+        return dataset.loader(views, order, self.args.workers, self.processes.device.type == "cuda")
+
+    def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images float32, normalised, and labels, both on the device."""
+        device = self.processes.device
+        x = batch.images.to(device, non_blocking=True).to(torch.float32)
+        x = (x - self._mean) / self._std
+        if self.args.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, batch.labels.to(device, non_blocking=True)
+
+    def _progress(
+        self, epoch: int, step: int, loss: float, speed: float, totals: metrics.Totals, logs: Logs | None
+    ) -> None:
+        if logs is None:
+            return
+        so_far = metrics.scores(totals.sums)
+        print(
+            f"epoch {epoch} step {step + 1}/{self.steps}: loss {loss:.4f}, so far {so_far.loss:.4f}, "
+            f"top-1 {so_far.top1:.2f} %, top-5 {so_far.top5:.2f} %, {speed:.0f} images/s",
+            flush=True,
+        )
+        logs.scalar("step/loss", loss, epoch * self.steps + step)

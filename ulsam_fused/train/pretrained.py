@@ -1,0 +1,46 @@
+"""Weights of another training to start from."""
+
+import pathlib
+
+import torch
+
+from ..cli import checkpoint
+from ..cli.errors import UserError
+from ..models.mobilenet import MobileNet
+
+
+def load(path: pathlib.Path, model: MobileNet) -> list[str]:
+    """Load what fits from a state dict with torchvision's names; a classifier of other classes is left out.
+
+    Returns:
+        Lines that say what was loaded, what the file lacks and what it has too much.
+
+    Raises:
+        UserError: no such file, no state dict, nothing in it that fits, or another shape but for the classifier.
+    """
+    state = checkpoint.read(path)
+    own = model.state_dict()
+    other = [name for name in state if name in own and state[name].shape != own[name].shape]
+    wrong = [name for name in other if not name.startswith("classifier.")]
+    if wrong:
+        shapes = f"{list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
+        raise UserError(f"--weights {path}: of another model: {wrong[0]} is {shapes}")
+    fitting = {name: t for name, t in state.items() if name in own and name not in other}
+    if not fitting:
+        raise UserError(f"--weights {path}: of another model: none of its {len(state)} names is known here")
+    with torch.no_grad():
+        missing, _ = model.load_state_dict(fitting, strict=False)
+    lines = [f"weights: {len(fitting)} of {len(own)} tensors from {path}"]
+    if other:
+        lines.append(f"weights: left out, as the file has other classes: {_some(other)}")
+    random = [name for name in missing if name not in other]
+    unexpected = [name for name in state if name not in own]
+    if random:
+        lines.append(f"weights: not in the file, and random: {_some(random)}")
+    if unexpected:
+        lines.append(f"weights: in the file only: {_some(unexpected)}")
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
