@@ -1,7 +1,5 @@
 """Host side of the kernels: allocate, choose the launch configuration, launch under the tensor's own device."""
 
-import contextlib
-import functools
 from typing import Any, Protocol
 
 import torch
@@ -10,8 +8,10 @@ from torch import Tensor
 
 from . import config as configs
 from .backward import backward_kernel
-from .config import ROWS, LaunchConfig, cdiv
+from .config import LaunchConfig, cdiv
 from .forward import forward_kernel
+from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .plans import forward_plan
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when they were imported)."""
@@ -43,44 +43,21 @@ def forward(
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, A, z before act_z, and lse, A and lse empty unless needed; one launch, or two when split."""
-    n, c, h, w = x.shape
-    map_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    plan = forward_plan(x.shape, x.stride(), x.dtype, x.device, num_splits, relu_u, relu_z, out_dtype, config)
     y = torch.empty_like(x, dtype=out_dtype)
-    z = torch.empty((n, num_splits, h, w), dtype=map_dtype, device=x.device)
-    lse = torch.empty((n, num_splits) if need_lse else 0, dtype=map_dtype, device=x.device)
-    attention = torch.empty_like(z) if need_attention else torch.empty(0, dtype=map_dtype, device=x.device)
+    z = torch.empty(plan.z_shape, dtype=plan.map_dtype, device=x.device)
+    lse = z.new_empty(plan.z_shape[:2] if need_lse else 0)
+    attention = torch.empty_like(z) if need_attention else z.new_empty(0)
     if x.numel() == 0:
         return y, attention, z, lse
-    channels_last = is_channels_last(x)
-    if config is None:
-        config = configs.forward_config((n, c, h, w), num_splits, x.element_size(), channels_last, num_sms(x.device))
-    strips = cdiv(h, config.strip_rows) if config.split else 1
-    chunk = configs.chunk_pixels(w, config)
-    stats = torch.empty((n, num_splits, strips, 2), dtype=map_dtype, device=x.device) if config.split else None
-    flat = is_flat(x) and is_flat(y)
     arguments: tuple[Any, ...] = (
         x, scale.contiguous(), None if shift is None else shift.contiguous(), v.contiguous(),
         None if b is None else b.contiguous(), y, attention if need_attention else None, z,
-        lse if need_lse else None, stats,
-        h, w, c // num_splits, num_splits, strips, config.strip_rows or h, chunk, *x.stride(), *y.stride(),
+        lse if need_lse else None, None if plan.stats_shape is None else z.new_empty(plan.stats_shape), *plan.numbers,
     )  # fmt: skip
-    constants: dict[str, Any] = {
-        **tiles(config, c // num_splits),
-        "ROWS": ROWS,
-        "RELU_U": relu_u,
-        "RELU_Z": relu_z,
-        "CHANNELS_LAST": channels_last,
-        "FLAT": flat,
-        "VEC": vector_width(channels_last, c // num_splits, x, y) if flat else 1,
-        "WIDE": is_wide(x) or is_wide(y),
-    }
-    slabs = n * num_splits
     with device_of(x):
-        if config.split:
-            forward_kernel[(slabs, strips)](*arguments, LOGITS=True, APPLY=False, **constants)
-            forward_kernel[(slabs, cdiv(h * w, chunk))](*arguments, LOGITS=False, APPLY=True, **constants)
-        else:
-            forward_kernel[(slabs, 1)](*arguments, LOGITS=True, APPLY=True, **constants)
+        for grid, constants in plan.launches:
+            forward_kernel[grid](*arguments, **constants)
     return y, attention, z, lse
 
 
@@ -155,56 +132,3 @@ def backward(
     if b is not None:  # without act_z the softmax does not see b
         db = sums[-1] if relu_z else torch.zeros_like(b)
     return dx, sums[1], None if shift is None else sums[2], sums[0], db
-
-
-def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
-    """A configuration as constants of a kernel for G = group, and what it asks of the compiler."""
-    options = {
-        "BLOCK_C": config.block_c,
-        "BLOCK_W": config.block_w,
-        "BLOCK_P": config.block_p,
-        "BLOCK_K": config.block_k,
-        "EVEN_C": group % config.block_c == 0,
-        "num_warps": config.num_warps,
-    }
-    if torch.version.hip is None:  # AMD's compiler has no limit of registers
-        options["maxnreg"] = config.max_registers
-    return options
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a pixel are contiguous, and its neighbours are not."""
-    return x.stride(1) == 1 and x.stride(3) != 1
-
-
-def is_flat(x: Tensor) -> bool:
-    """Whether one stride serves all pixels of a map."""
-    return x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
-
-
-def is_wide(x: Tensor) -> bool:
-    """Whether offsets inside one image need int64."""
-    return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31
-
-
-def vector_width(channels_last: bool, group: int, *tensors: Tensor) -> int:
-    """The largest power of two, 16 bytes at most, that divides the lengths and strides between contiguous runs."""
-    width = 16 // min(t.element_size() for t in tensors)
-    for t in tensors:
-        lengths = (group, t.stride(0), t.stride(3)) if channels_last else (t.shape[2] * t.shape[3], *t.stride()[:2])
-        while any(length % width for length in lengths):
-            width //= 2
-    return width
-
-
-@functools.lru_cache
-def num_sms(device: torch.device) -> int:
-    """Multiprocessors of the GPU; 1 in the interpreter, whose programs run one after the other."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The context in which kernels for x are launched: the process may have another GPU selected."""
-    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return contextlib.nullcontext()

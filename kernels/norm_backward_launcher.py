@@ -7,7 +7,8 @@ from torch import Tensor
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, cdiv, next_power_of_2
-from .launcher import Group, device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .launcher import Group
 from .norm_backward import norm_complete_kernel, norm_march_kernel, norm_reduce_kernel
 
 FLAT_PROGRAMS_PER_SM = 8  # of the passes but the march, which reads five sums of each of the first pass's programs

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, MomentsConfig, cdiv
-from .launcher import Group, device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .launcher import Group
 from .moments import moments_kernel
 from .norm_forward import folded_kernel, norm_apply_kernel, norm_logits_kernel
+from .plans import forward_plan
 
 Running = tuple[Tensor, Tensor, Tensor | None, float]
 """running_mean and running_var, contiguous and updated in place; bias of the convolution before the norm; momentum."""
@@ -119,47 +121,25 @@ def folded_forward(
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y, and A (empty unless needed), with running statistics; one launch, or two when split."""
-    n, c, h, w = x.shape
-    map_dtype = _map_dtype(x)
+    relu_u = relu_u and dw is not None
+    plan = forward_plan(x.shape, x.stride(), x.dtype, x.device, num_splits, relu_u, relu_z, out_dtype, config)
     y = torch.empty_like(x, dtype=out_dtype)
-    z = torch.empty((n, num_splits, h, w), dtype=map_dtype, device=x.device)
+    z = torch.empty(plan.z_shape, dtype=plan.map_dtype, device=x.device)
     attention = torch.empty_like(z) if need_attention else z.new_empty(0)
     if x.numel() == 0:
         return y, attention
-    channels_last = is_channels_last(x)
-    if config is None:
-        config = configs.forward_config((n, c, h, w), num_splits, x.element_size(), channels_last, num_sms(x.device))
-    strips = cdiv(h, config.strip_rows) if config.split else 1
-    chunk = configs.chunk_pixels(w, config)
+    c = x.shape[1]
     gamma1, beta1, mean1, var1, eps1 = (None, None, None, None, 0.0) if norm1 is None else norm1
     gamma2, beta2, mean2, var2, eps2 = norm2
-    flat = is_flat(x) and is_flat(y)
     parameters = (dw, dw_bias, gamma1, beta1, mean1, var1, pw, pw_bias, gamma2, beta2, mean2, var2)
     arguments: tuple[Any, ...] = (
         x, *map(_contiguous, parameters), z.new_empty((3, c)), y, attention if need_attention else None, z,
-        z.new_empty((n, num_splits, strips, 2)) if config.split else None,
-        h, w, c // num_splits, num_splits, strips, config.strip_rows or h, chunk, *x.stride(), *y.stride(),
+        None if plan.stats_shape is None else z.new_empty(plan.stats_shape), *plan.numbers,
     )  # fmt: skip
-    constants: dict[str, Any] = {
-        **tiles(config, c // num_splits),
-        "EPS1": eps1,
-        "EPS2": eps2,
-        "BLOCK_M": configs.combine_blocks(c // num_splits, config.num_warps)[0],
-        "ROWS": ROWS,
-        "RELU_U": relu_u and dw is not None,
-        "RELU_Z": relu_z,
-        "CHANNELS_LAST": channels_last,
-        "FLAT": flat,
-        "VEC": vector_width(channels_last, c // num_splits, x, y) if flat else 1,
-        "WIDE": is_wide(x) or is_wide(y),
-    }
-    slabs = n * num_splits
     with device_of(x):
-        if config.split:
-            folded_kernel[(slabs, strips)](*arguments, LOGITS=True, APPLY=False, **constants)
-            folded_kernel[(slabs, cdiv(h * w, chunk))](*arguments, LOGITS=False, APPLY=True, **constants)
-        else:
-            folded_kernel[(slabs, 1)](*arguments, LOGITS=True, APPLY=True, **constants)
+        for grid, constants in plan.launches:
+            block_m, _ = configs.combine_blocks(c // num_splits, constants["num_warps"])
+            folded_kernel[grid](*arguments, EPS1=eps1, EPS2=eps2, BLOCK_M=block_m, **constants)
     return y, attention
 
 

@@ -143,6 +143,17 @@ def check_parameters(x: Tensor, parameters: dict[str, tuple[object, int]]) -> No
         first = first or (name, p.dtype)
 
 
+def accepts_norm(x: Tensor, dtype: torch.dtype, weight: object, bias: object, channels: int) -> bool:
+    """Whether a BatchNorm's parameters are plainly valid, as `accepts`."""
+    return (
+        type(weight) in PLAIN
+        and type(bias) in PLAIN
+        and weight.shape == bias.shape == (channels,)  # type: ignore[attr-defined]
+        and weight.dtype == bias.dtype == dtype  # type: ignore[attr-defined]
+        and weight.device == bias.device == x.device  # type: ignore[attr-defined]
+    )
+
+
 def check_norm_parameters(
     x: Tensor, dtype: torch.dtype, weight: object, bias: object, channels: int, name: str
 ) -> None:

@@ -40,9 +40,9 @@ def _backend_reason(requested: str, backend: str, x: Tensor) -> str:
 
 def _launches(x: Tensor, num_splits: int) -> list[str]:
     config = importlib.import_module("ulsam_fused.kernels.config")
-    launcher = importlib.import_module("ulsam_fused.kernels.launcher")
+    geometry = importlib.import_module("ulsam_fused.kernels.geometry")
     shape = tuple(x.shape)
-    arguments = (shape, num_splits, x.element_size(), launcher.is_channels_last(x), launcher.num_sms(x.device))
+    arguments = (shape, num_splits, x.element_size(), geometry.is_channels_last(x), geometry.num_sms(x.device))
     lines = [f"regime: {config.regime_reason(*arguments)}"]
     for direction, choose in (("forward", config.forward_config), ("backward", config.backward_config)):
         lines.append(f"{direction}: {choose(*arguments)}")

@@ -118,7 +118,7 @@ class ULSAM(SharesBatch, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, C, H, W]."""
-        if self.dw_norm is not None:
+        if self.norm is not None:
             y, _ = self._norm_attention(x, out_dtype=self.out_dtype)
             return y
         return subspace_attention(
@@ -138,7 +138,7 @@ class ULSAM(SharesBatch, nn.Module):
 
         In training mode with a norm they are those of the batch's statistics; running statistics are not updated.
         """
-        if self.dw_norm is not None:
+        if self.norm is not None:
             return self._norm_attention(x, update=False, need_attention=True)[1]
         _, attention = subspace_attention(
             x,
@@ -154,11 +154,12 @@ class ULSAM(SharesBatch, nn.Module):
         return attention
 
     def _norm_attention(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        assert self.dw_norm is not None
-        assert self.pw_norm is not None
-        group = group_of((self.dw_norm, self.pw_norm), self.synchronised, self.process_group)
+        dw_norm, pw_norm = self.dw_norm, self.pw_norm
+        assert dw_norm is not None
+        assert pw_norm is not None
+        group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return norm_attention(
-            x, self.dw_weight, self.dw_bias, self.dw_norm, self.pw_weight, self.pw_bias, self.pw_norm, self.num_splits,
+            x, self.dw_weight, self.dw_bias, dw_norm, self.pw_weight, self.pw_bias, pw_norm, self.num_splits,
             relu=self.activation is not None, backend=self.backend, group=group, **options,
         )  # fmt: skip
 

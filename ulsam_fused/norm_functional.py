@@ -5,7 +5,6 @@
     plain PyTorch needed   reference.py
 """
 
-import importlib
 from typing import Any
 
 import torch
@@ -34,14 +33,19 @@ def norm_attention(
     group: Any = None,  # distributed.Group, with which statistics of the batch are shared
 ) -> tuple[Tensor, Tensor]:
     """y [N,C,H,W] and A [N,g,H,W] (empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
-    parameters = (x, dw_weight, dw_bias, dw_norm.weight, dw_norm.bias, pw_weight, pw_bias, pw_norm.weight, pw_norm.bias)
+    # each attribute of a module once: its lookup takes half a microsecond, and there are many
+    gamma1, beta1, mean1, var1 = dw_norm.weight, dw_norm.bias, dw_norm.running_mean, dw_norm.running_var
+    gamma2, beta2, mean2, var2 = pw_norm.weight, pw_norm.bias, pw_norm.running_mean, pw_norm.running_var
     if not checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
         num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-    checks.check_norm_parameters(x, dw_weight.dtype, dw_norm.weight, dw_norm.bias, x.shape[1], "dw_norm")
-    checks.check_norm_parameters(x, dw_weight.dtype, pw_norm.weight, pw_norm.bias, num_splits, "pw_norm")
+    if not checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, x.shape[1]):
+        checks.check_norm_parameters(x, dw_weight.dtype, gamma1, beta1, x.shape[1], "dw_norm")
+    if not checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, num_splits):
+        checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
     checks.check_out_dtype(out_dtype)
     backend = backends.requested(backend)
-    dw_batch, pw_batch = uses_batch(dw_norm), uses_batch(pw_norm)
+    # by torch.nn.BatchNorm2d's rule
+    dw_batch, pw_batch = dw_norm.training or mean1 is None, pw_norm.training or mean2 is None
     if (dw_batch or pw_batch) and x.numel() == x.shape[1] and group is None:  # as torch.nn.functional.batch_norm
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     running1 = _running(dw_norm, dw_bias, update)
@@ -61,32 +65,36 @@ def norm_attention(
             batch_norm.update_running(running1, mean, var, count, dw_weight.detach())
         dw_batch = False
 
-    if not dw_batch and not pw_batch and not _needs_gradient(parameters) and _has_kernels(x, backend):
-        launcher = importlib.import_module("ulsam_fused.kernels.norm_launcher")
-        return launcher.folded_forward(  # type: ignore[no-any-return]
-            x, None if pool_input else dw_weight, dw_bias, _fixed(dw_norm), pw_weight, pw_bias, _fixed(pw_norm),
-            num_splits, relu and not pool_input, relu, out_dtype, need_attention,
-        )  # fmt: skip
+    fixed1 = None if dw_batch else _fixed(gamma1, beta1, mean1, var1, dw_norm.eps)
+    fixed2 = None if pw_batch else _fixed(gamma2, beta2, mean2, var2, pw_norm.eps)
+    parameters = (x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2)
+    if not dw_batch and not pw_batch and not _needs_gradient(parameters):
+        folded_forward = norm_ops.folded_forward(x, backend)
+        if folded_forward is not None:
+            return folded_forward(  # type: ignore[no-any-return]
+                x, None if pool_input else dw_weight, dw_bias, fixed1, pw_weight, pw_bias, fixed2, num_splits,
+                relu and not pool_input, relu, out_dtype, need_attention,
+            )  # fmt: skip
 
     scale: Tensor
     shift: Tensor | None
     if pool_input:
         scale, shift = torch.ones_like(dw_weight, requires_grad=False), None
-    elif dw_batch:
-        scale, shift = dw_weight, dw_norm.bias
+    elif fixed1 is None:
+        scale, shift = dw_weight, beta1
     else:
-        scale, shift = batch_norm.fold(dw_weight, dw_bias, _fixed(dw_norm))
+        scale, shift = batch_norm.fold(dw_weight, dw_bias, fixed1)
     v: Tensor = pw_weight
-    b: Tensor = pw_norm.bias
-    if not pw_batch:
-        v, b = batch_norm.fold(pw_weight, pw_bias, _fixed(pw_norm), repeat=x.shape[1] // num_splits)
+    b: Tensor = beta2
+    if fixed2 is not None:
+        v, b = batch_norm.fold(pw_weight, pw_bias, fixed2, repeat=x.shape[1] // num_splits)
     relu_u = relu and not pool_input
     if not dw_batch and not pw_batch:
         return autograd.general_form(
             x, scale, shift, v, b, num_splits, relu_u, relu, out_dtype, need_attention, backend
         )
     return norm_autograd.norm_form(
-        x, scale, dw_norm.weight if dw_batch else None, shift, v, pw_norm.weight if pw_batch else None, b,
+        x, scale, gamma1 if dw_batch else None, shift, v, gamma2 if pw_batch else None, b,
         num_splits, dw_norm.eps, pw_norm.eps, relu_u, relu, out_dtype, need_attention, backend,
         cancelled=(dw_bias if dw_batch else None, pw_bias if pw_batch else None),
         running1=running1 if dw_batch else None, running2=running2 if pw_batch else None, group=group,
@@ -98,15 +106,12 @@ def authors_dtype(x: Tensor) -> torch.dtype | None:
     return torch.promote_types(x.dtype, torch.float32) if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
-def uses_batch(norm: nn.BatchNorm2d) -> bool:
-    """Whether a norm normalises with the statistics of the batch, by torch.nn.BatchNorm2d's rule."""
-    return norm.training or norm.running_mean is None
-
-
 def _running(norm: nn.BatchNorm2d, bias: Tensor | None, update: bool) -> Running | None:
     """What this call updates; counts it, as torch.nn.BatchNorm2d does."""
+    if not (norm.training and norm.track_running_stats and update):
+        return None
     mean, var = norm.running_mean, norm.running_var
-    if not (norm.training and norm.track_running_stats and update) or mean is None or var is None:
+    if mean is None or var is None:
         return None
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -116,11 +121,10 @@ def _running(norm: nn.BatchNorm2d, bias: Tensor | None, update: bool) -> Running
     return mean, var, None if bias is None else bias.detach(), momentum
 
 
-def _fixed(norm: nn.BatchNorm2d) -> Norm:
-    mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:  # only where there is no batch to take them from
-        mean, var = torch.zeros_like(norm.bias), torch.ones_like(norm.bias)
-    return norm.weight, norm.bias, mean, var, norm.eps
+def _fixed(gamma: Tensor, beta: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Norm:
+    if mean is None or var is None:  # only where there is no image to take statistics from
+        mean, var = torch.zeros_like(beta), torch.ones_like(beta)
+    return gamma, beta, mean, var, eps
 
 
 def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> reference.BatchNorm:
@@ -135,8 +139,3 @@ def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> refe
 
 def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _has_kernels(x: Tensor, backend: str) -> bool:
-    """Whether this call goes to a kernel that folds the norms itself."""
-    return x.numel() > 0 and not tracing.needs_op(x) and backends.resolve(backend, x.device) == "triton"

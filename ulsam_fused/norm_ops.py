@@ -160,6 +160,13 @@ def needs_op(x: Tensor, group: Any) -> bool:
     return group is None and tracing.needs_op(x)
 
 
+def folded_forward(x: Tensor, backend: str) -> Any:
+    """What serves this call with both norms folded inside a kernel; None where PyTorch folds them."""
+    if tracing.needs_op(x):
+        return None
+    return getattr(implementation(backend, x.device, _FORWARD), "folded_forward", None)
+
+
 def moments(x: Tensor, backend: str, group: Any) -> Tensor:
     """Mean, biased variance and count of every channel of x: [3, C], float32 or float64."""
     if tracing.needs_op(x) or x.numel() == 0:

@@ -3,6 +3,7 @@
 The only file that touches private names of torch; each has a fallback.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -27,4 +28,15 @@ def needs_plain_pytorch() -> bool:
     """True under torch.func transforms, torch.jit.trace and ONNX export, which see through ordinary PyTorch only."""
     if torch.compiler.is_compiling():
         return False
-    return bool(_in_functorch() or _in_jit_trace() or torch.onnx.is_in_onnx_export())
+    return bool(_in_functorch() or _in_jit_trace() or _onnx_export()())
+
+
+@functools.lru_cache(maxsize=1)
+def _onnx_export() -> Callable[[], bool]:
+    """`torch.onnx.is_in_onnx_export`, without the 3 microseconds of imports in every call of it."""
+    try:
+        from torch.onnx._internal.exporter import _flags
+        from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
+    except ImportError:
+        return torch.onnx.is_in_onnx_export
+    return lambda: GLOBALS.in_onnx_export or getattr(_flags, "_is_onnx_exporting", False)

@@ -17,6 +17,7 @@ import resources
 from torch import Tensor
 from ulsam_fused.kernels import config as configs
 from ulsam_fused.kernels import launcher, norm_backward_launcher, norm_launcher
+from ulsam_fused.kernels.geometry import is_channels_last
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -28,7 +29,7 @@ def call(x: Tensor, num_splits: int, split: bool, *, biases: bool, maps: bool, d
     n, c, h, w = x.shape
     p = meta(c, dtype=x.dtype if biases else torch.promote_types(x.dtype, torch.float32))
     shift, b = (p, meta(num_splits, dtype=p.dtype)) if biases else (None, None)
-    arguments = ((n, c, h, w), num_splits, x.element_size(), launcher.is_channels_last(x), 1)
+    arguments = ((n, c, h, w), num_splits, x.element_size(), is_channels_last(x), 1)
     forward, backward = (
         dataclasses.replace(choose(*arguments), split=split, strip_rows=configs.ROWS if split else 0)
         for choose in (configs.forward_config, configs.backward_config)
@@ -46,7 +47,7 @@ def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, bet
     n, c, h, w = x.shape
     p = meta(c, dtype=torch.float32 if beta else x.dtype)
     k = meta(g, dtype=p.dtype)
-    config = configs.backward_config((n, c, h, w), g, x.element_size(), launcher.is_channels_last(x), 1)
+    config = configs.backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     z = meta(n, g, h, w)
     norm_backward_launcher.norm_backward(
@@ -60,7 +61,7 @@ def call_norm_forward(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: b
     n, c, h, w = x.shape
     p = meta(c, dtype=torch.float32 if beta else x.dtype)
     k = meta(g, dtype=p.dtype)
-    config = configs.norm_forward_config((n, c, h, w), g, x.element_size(), launcher.is_channels_last(x), 1)
+    config = configs.norm_forward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     half1, half2 = meta(c, dtype=torch.bfloat16), meta(g, dtype=torch.bfloat16)
     norm_launcher.norm_forward(
@@ -74,7 +75,7 @@ def call_folded(x: Tensor, g: int, split: bool, *, dw: bool, norm1: bool, beta: 
     """The forward with both norms folded, or the first absent, or x itself pooled; biases and maps where `beta`."""
     n, c, h, w = x.shape
     p, k = meta(c), meta(g)
-    config = configs.forward_config((n, c, h, w), g, x.element_size(), launcher.is_channels_last(x), 1)
+    config = configs.forward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     norm_launcher.folded_forward(
         x, p if dw else None, p if beta else None, (p, p if beta else None, p, p, 1e-5) if norm1 else None,

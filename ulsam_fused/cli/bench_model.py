@@ -137,7 +137,8 @@ def _rows(
     calls = {}
     for name, source in found.items():
         for compiles in (False, True) if compiled else (False,):
-            model = copy.deepcopy(source).to(memory_format=LAYOUTS[layout]).train(direction == "step")
+            model = copy.deepcopy(source).train(direction == "step")
+            model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
             if compiles:
                 model.compile(dynamic=False)
             calls[name + ("+compile" if compiles else "")] = _call(model, x, labels, dtype, direction)

@@ -1,0 +1,62 @@
+"""How tensors lie in memory, as launches need to know it, and on which device they are."""
+
+import contextlib
+import functools
+
+import torch
+from torch import Tensor
+
+from .config import LaunchConfig
+
+
+def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
+    """A configuration as constants of a kernel for G = group, and what it asks of the compiler."""
+    options = {
+        "BLOCK_C": config.block_c,
+        "BLOCK_W": config.block_w,
+        "BLOCK_P": config.block_p,
+        "BLOCK_K": config.block_k,
+        "EVEN_C": group % config.block_c == 0,
+        "num_warps": config.num_warps,
+    }
+    if torch.version.hip is None:  # AMD's compiler has no limit of registers
+        options["maxnreg"] = config.max_registers
+    return options
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel are contiguous, and its neighbours are not."""
+    return x.stride(1) == 1 and x.stride(3) != 1
+
+
+def is_flat(x: Tensor) -> bool:
+    """Whether one stride serves all pixels of a map."""
+    return x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
+
+
+def is_wide(x: Tensor) -> bool:
+    """Whether offsets inside one image need int64."""
+    return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31
+
+
+def vector_width(channels_last: bool, group: int, *tensors: Tensor) -> int:
+    """The largest power of two, 16 bytes at most, that divides the lengths and strides between contiguous runs."""
+    width = 16 // min(t.element_size() for t in tensors)
+    for t in tensors:
+        lengths = (group, t.stride(0), t.stride(3)) if channels_last else (t.shape[2] * t.shape[3], *t.stride()[:2])
+        while any(length % width for length in lengths):
+            width //= 2
+    return width
+
+
+@functools.lru_cache
+def num_sms(device: torch.device) -> int:
+    """Multiprocessors of the GPU; 1 in the interpreter, whose programs run one after the other."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The context in which kernels for x are launched: the process may have another GPU selected."""
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return contextlib.nullcontext()
