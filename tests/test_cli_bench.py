@@ -149,9 +149,10 @@ def test_the_gate_of_bench_sees_wrong_modules_in_every_type(name: str, dtype: st
     sources = providers.Sources.make(x, 4, training=True)
     yardstick = Yardstick.make(sources.paper, x, dy)
     assert yardstick.verdict(sources.paper) is None
-    verdict = yardstick.verdict(wrong_paper(WRONG[name])(sources))
-    assert verdict is not None
-    assert verdict.startswith("wrong: ")
+    for compiled in (False, True):
+        verdict = yardstick.verdict(wrong_paper(WRONG[name])(sources), compiled)
+        assert verdict is not None
+        assert verdict.startswith("wrong: ")
 
 
 def test_the_gate_says_when_it_is_blind() -> None:

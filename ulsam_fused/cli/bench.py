@@ -166,7 +166,7 @@ def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[
                 source = sources.paper if provider.form == "paper" else sources.upstream
                 yardsticks[provider.form] = Yardstick.make(source, x, dy)
             module = provider.build(sources)
-            problem = yardsticks[provider.form].verdict(module)
+            problem = yardsticks[provider.form].verdict(module, provider.compiled)
         except Exception as error:  # whatever a provider does wrong belongs into its row, and the others go on
             problem = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if problem is None:

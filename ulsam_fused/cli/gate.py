@@ -3,7 +3,8 @@
 y differs from x by A alone, and in 16 bits most of that is rounded away. So y - x is judged where it is visible, that
 is at least 4 epsilons of x, likewise dx - dy, and y and dx as a whole; all by relative error against float64. The
 budget is twice what the eager module of the same form loses in the same type, plus its epsilon, plus 16 epsilons of
-float32, which a gradient's sum may well move by when its order changes.
+float32, which a gradient's sum may well move by when its order changes. torch.compile of others' code is a baseline,
+and takes norms' statistics less exactly than eager PyTorch: half the digits of float32 must do.
 """
 
 import copy
@@ -35,11 +36,12 @@ class Yardstick:
         golden = results(exact, x.double(), None if dy is None else dy.double())
         return cls(x, dy, golden, results(source, x, dy))
 
-    def verdict(self, module: nn.Module) -> str | None:
+    def verdict(self, module: nn.Module, compiled: bool = False) -> str | None:
         """What is wrong with the module; None where it computes the same as the source."""
         ours = results(module, self.x, self.dy)
         errors, budgets = self._errors(ours), self._errors(self.eager)
-        rounding = torch.finfo(self.x.dtype).eps + 16 * torch.finfo(torch.float32).eps
+        fine = torch.finfo(torch.float32).eps
+        rounding = torch.finfo(self.x.dtype).eps + (fine**0.5 if compiled else 16 * fine)
         for name, error in errors.items():
             loss = budgets[name]
             if loss is None or error is None:
