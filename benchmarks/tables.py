@@ -16,6 +16,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- cpu-table -->\n", "<!-- /cpu-table -->"
 PROVIDERS = {  # of the JSON rows -> heading
     "eager": "authors' module, eager",
+    "eager+compile": "authors' module, compiled",
     "paper-eager": "paper's formula, eager",
     "vectorised": "vectorised, eager",
     "vectorised+compile": "vectorised, compiled",
