@@ -1,11 +1,16 @@
 """What stands in benchmarks/: figures come from files, counts from operators, and nothing is measured without a GPU."""
 
+import importlib.util
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from processes import ROOT
+from ulsam_fused.cli import bench
 
 SCRIPT = ROOT / "benchmarks" / "tables.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -46,6 +51,73 @@ def test_nothing_is_measured_without_a_gpu(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2
     assert "no GPU is available" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+class Machine:
+    """Stands for the processes of `benchmarks/on_gpu.py`; a command of which a word is in `failing` ends with 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failing: str) -> None:
+        spec = importlib.util.spec_from_file_location("on_gpu", ROOT / "benchmarks" / "on_gpu.py")
+        self.script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.script)
+        self.failing, self.commands = failing, []
+        monkeypatch.setattr(self.script, "run", self.run)
+        monkeypatch.setattr(self.script.torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(self.script.torch.cuda, "get_device_name", lambda: "NVIDIA H0")
+        self.monkeypatch = monkeypatch
+
+    def run(self, command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:
+        self.commands.append(command)
+        if "--json" in command:
+            row = {"dtype": command[command.index("--dtype") + 1], "compiled": "--compile" in command}
+            pathlib.Path(command[command.index("--json") + 1]).write_text(json.dumps({"device": "H0", "rows": [row]}))
+        return int(any(name in " ".join(command) for name in self.failing)), "the last line"
+
+    def main(self, *arguments: str) -> int:
+        self.monkeypatch.setattr(sys, "argv", ["on_gpu.py", *arguments])
+        return self.script.main()
+
+
+def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test file, then the check, then the benchmarks, whose rows come together in one file."""
+    machine = Machine(monkeypatch)
+    assert machine.main("--output", str(tmp_path)) == 0
+    tested = {pathlib.Path(command[-1]) for command in machine.commands if "pytest" in command}
+    assert tested == {ROOT / "tests" / name for name in machine.script.TESTS}
+    assert all(path.is_file() for path in tested)
+    order = [command[2 if "pytest" not in command else 1] for command in machine.commands]
+    assert order[len(tested) :] == ["check", "bench", "bench", "bench", "bench"]
+    (file,) = tmp_path.glob("nvidia-h0-torch*-triton*.json")
+    result = json.loads(file.read_text())
+    assert result["device"] == "H0"
+    assert [(row["dtype"], row["compiled"]) for row in result["rows"]] == [
+        ("float16", False), ("float16", True), ("float32", False), ("bfloat16", False),
+    ]  # fmt: skip
+    for case in machine.script.CASES:
+        bench.check_case(case)
+
+
+@pytest.mark.parametrize("failing", ["test_backward.py", "check"])
+def test_nothing_is_measured_after_a_failure(
+    failing: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch, failing)
+    assert machine.main("--output", str(tmp_path)) == 1
+    assert not any("bench" in command for command in machine.commands)
+    assert machine.main("--output", str(tmp_path), "--keep-going") == 1
+    assert sum("bench" in command for command in machine.commands) == 4
+
+
+def test_what_was_measured_before_the_time_was_out_is_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch, "--compile")
+    clock = iter([0.0, 100.0, 300.0, 450.0, 530.0])
+    monkeypatch.setattr(machine.script.time, "monotonic", lambda: next(clock))
+    assert machine.main("--output", str(tmp_path), "--skip-tests") == 1
+    (file,) = tmp_path.glob("*.json")
+    assert [row["dtype"] for row in json.loads(file.read_text())["rows"]] == ["float16", "float16", "float32"]
+    assert "bench bfloat16: out of time" in capsys.readouterr().out
 
 
 def test_benchmarks_run() -> None:

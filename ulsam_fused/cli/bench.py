@@ -102,20 +102,28 @@ def run(args: argparse.Namespace) -> int:
     if not seconds > 0:
         raise UserError(f"--seconds must be above 0, got {seconds}")
     found = providers(backends, args.compile or any(setting.form for setting in settings))
+    head = report.heading(device)
     rows: list[dict[str, Any]] = []
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for setting in settings:
             wanted = [p for p in found if args.compile or setting.form or not p.compiled]
             rows += _rows(setting, [p for p in wanted if setting.form in (None, p.form)], seconds)
-    result = {**report.heading(device), "rows": rows}
+            if args.json is not None:  # as rows come, so that a run that is stopped has not run for nothing
+                _write(args.json, {**head, "rows": rows})
+    result = {**head, "rows": rows}
     print(report.table(result, found))
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.plot is not None:
         plot.bars(result, args.plot)
     for path in outputs:
         print(f"written: {path}")
     return 1 if any(row["error"] for row in rows) else 0
+
+
+def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """The file is at no time half written."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
 
 
 def _settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
