@@ -91,7 +91,8 @@ def benchmark(
         cases = (COMPILED if name == "compiled" else CASES)[: 1 if quick else None]
         rows = folder / f"rows-{name}.json"
         command = ["-m", "ulsam_fused", "bench", *options, *arguments, "--json", str(rows)]
-        command += ["--seconds", "0.02" if quick else "0.1", *(word for case in cases for word in ("--case", case))]
+        command += ["--direction", "all", "--seconds", "0.02" if quick else "0.1"]
+        command += [word for case in cases for word in ("--case", case)]
         outcome[name], text = run(command, folder / f"bench-{name}.log", left)
         print(text if outcome[name] == 0 else "\n".join(text.splitlines()[-5:]), flush=True)
         if rows.exists():

@@ -54,7 +54,8 @@ def guard_allocations(monkeypatch: pytest.MonkeyPatch) -> Guards:
         allocate = getattr(owner, name)
 
         def guarded(*arguments: Any, allocate: Any = allocate, **options: Any) -> Tensor:
-            return guards.empty(allocate(*arguments, **options))
+            allocated = allocate(*arguments, **options)
+            return allocated if allocated.is_meta else guards.empty(allocated)  # a meta tensor has no memory
 
         monkeypatch.setattr(owner, name, guarded)
     return guards

@@ -81,6 +81,21 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_backward_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "b.json"
+    assert cli.main([*TINY, "--direction", "all", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == ["forward", "backward", "step"]
+    backward = rows_of(result, direction="backward")
+    names = ["add", "eager", "paper-eager", "vectorised", "fused[torch]", "fused[torch]+norm"]
+    assert [row["provider"] for row in backward] == names
+    assert all(row["error"] is None and row["us_p50"] > 0 for row in backward)
+    moved = 3 * 2 * 16 * 6 * 5 * 4
+    for row in backward:
+        assert row["gbps"] == pytest.approx(moved / row["us_p50"] / 1e3, rel=0.01, abs=0.011)
+    assert "backward: the second half" in capsys.readouterr().out
+
+
 def test_bench_times_no_wrong_provider(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

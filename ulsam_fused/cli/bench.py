@@ -36,7 +36,8 @@ NAMED = {"upstream-eval": "forward", "upstream-train": "step"}
 _DESCRIPTION = """\
 Times the layer as the authors wrote it (eager), the paper's formula in plain PyTorch, and the fused operator, at the
 places where the paper puts it. Every provider is first compared with float64: one that is wrong gets no time. "forward"
-is inference without gradients, "step" a forward and backward pass with gradients of x and all parameters.
+is inference without gradients, "step" a forward and backward pass with gradients of x and all parameters, "backward"
+the second half of that alone.
 """
 _EPILOG = """\
 examples:
@@ -67,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", choices=[*LAYOUTS, "both"], default="nchw", help="memory format of x (default: nchw)"
     )
-    parser.add_argument("--direction", choices=[*PASSES, "both"], default="both", help="default: both")
+    parser.add_argument(
+        "--direction", choices=[*PASSES, "both", "all"], default="both", help="default: both, forward and step"
+    )
     parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this fused one; repeatable")
     devices.add_device_argument(parser)
     parser.add_argument("--compile", action="store_true", help="add torch.compile of eager and of the vectorised form")
@@ -130,7 +133,7 @@ def _settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
     sizes = (GPU_CASES if device.type == "cuda" else CPU_CASES)[QUICK if args.quick else slice(None)]
     dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     layouts = list(LAYOUTS) if args.layout == "both" else [args.layout]
-    directions = list(PASSES) if args.direction == "both" else [args.direction]
+    directions = {"both": ["forward", "step"], "all": list(PASSES)}.get(args.direction, [args.direction])
     settings = []
     for case in args.case or sizes:
         if case in NAMED:
@@ -159,7 +162,7 @@ def check_case(case: str) -> None:
 def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[str, Any]]:
     """One row for the ceiling and one for each provider; progress on standard error."""
     torch.manual_seed(1)
-    step = setting.direction == "step"
+    step = setting.direction != "forward"
     x, dy = setting.tensor(), setting.tensor() if step else None
     if any(provider.compiled for provider in found):
         torch.compiler.reset()  # else the code of the last size is reused by making its shapes dynamic
@@ -192,11 +195,11 @@ def _measure(
     setting: Setting, modules: dict[str, nn.Module], seconds: float
 ) -> tuple[dict[str, Timing], dict[str, dict[str, float]]]:
     """Times by provider, the ceiling's among them, and on a GPU host time and memory by provider."""
-    step = setting.direction == "step"
+    step = setting.direction != "forward"
     sets = timing.sets_needed(setting.floor, setting.device)
     inputs = [(setting.tensor(), setting.tensor() if step else None) for _ in range(sets)]
-    ceiling = _ceiling(inputs)
-    calls = {name: _call(module, inputs) for name, module in modules.items()}
+    ceiling = _ceiling(inputs, setting.direction)
+    calls = {name: _call(module, inputs, setting.direction) for name, module in modules.items()}
     if setting.device.type == "cpu":
         _progress(f"{setting}: timing {len(calls)} providers in turn")
         return timing.wall_clock({report.CEILING[setting.direction]: ceiling, **calls}, seconds), {}
@@ -208,7 +211,7 @@ def _measure(
         _progress(f"{setting} {name}: timing")
         timings[name] = timing.device_time(calls[name], sets, seconds)
         extras[name] = {
-            "host_us": timing.host_time(_call(module, small)),
+            "host_us": timing.host_time(_call(module, small, setting.direction)),
             "peak_mem_mb": timing.peak_memory(calls[name]),
         }
     ceilings.append(timing.device_time(ceiling, sets, seconds / 2))
@@ -216,8 +219,8 @@ def _measure(
     return timings, extras
 
 
-def _call(module: nn.Module, inputs: list[tuple[Tensor, Tensor | None]]) -> timing.Call:
-    if inputs[0][1] is None:
+def _call(module: nn.Module, inputs: list[tuple[Tensor, Tensor | None]], direction: str) -> timing.Call:
+    if direction == "forward":
 
         def forward(i: int) -> object:
             with torch.no_grad():
@@ -231,23 +234,30 @@ def _call(module: nn.Module, inputs: list[tuple[Tensor, Tensor | None]]) -> timi
         x, dy = leaves[i]
         return torch.autograd.grad(module(x), (x, *parameters), dy)
 
-    return step
+    if direction == "step":
+        return step
+    outputs = [module(x) for x, _ in leaves]
+
+    def backward(i: int) -> object:
+        x, dy = leaves[i]
+        return torch.autograd.grad(outputs[i], (x, *parameters), dy, retain_graph=True)
+
+    return backward
 
 
-def _ceiling(inputs: list[tuple[Tensor, Tensor | None]]) -> timing.Call:
-    """A copy of x, and for a step also a sum that reads x and dy and writes one: the same bytes as the floor."""
+def _ceiling(inputs: list[tuple[Tensor, Tensor | None]], direction: str) -> timing.Call:
+    """A copy of x, a sum that reads x and dy and writes one, or both: the same bytes as the floor."""
     out = torch.empty_like(inputs[0][0])
 
-    def forward(i: int) -> object:
-        return out.copy_(inputs[i][0])
-
-    def step(i: int) -> object:
+    def call(i: int) -> object:
         x, dy = inputs[i]
-        assert dy is not None
-        out.copy_(x)
-        return torch.add(x, dy, out=out)
+        if direction != "backward":
+            out.copy_(x)
+        if dy is not None:
+            torch.add(x, dy, out=out)
+        return out
 
-    return forward if inputs[0][1] is None else step
+    return call
 
 
 def _progress(line: str) -> None:

@@ -13,7 +13,7 @@ from .providers import Provider
 from .setting import Setting
 from .timing import Timing
 
-CEILING = {"forward": "copy", "step": "copy + add"}
+CEILING = {"forward": "copy", "backward": "add", "step": "copy + add"}
 
 
 def heading(device: torch.device) -> dict[str, Any]:
@@ -116,15 +116,17 @@ def _footnotes(result: dict[str, Any], providers: list[Provider]) -> list[str]:
     notes.append("upstream: with biases, two BatchNorms and ReLUs. paper: 2*C weights and nothing else, so less work.")
     if "forward" in directions:
         notes.append("forward: no gradients; upstream in eval mode (running statistics).")
-    if "step" in directions:
+    if "backward" in directions:
+        notes.append("backward: the second half of a step alone, of a forward pass that was kept.")
+    if directions - {"forward"}:
         notes.append(
             "step: forward and backward, gradients of x and all parameters; upstream in training mode, with batch\n"
             "  statistics, which the paper's form does not have: vs paper compares the same function."
         )
     notes += [
         "vs eager, vs paper: how many times faster than eager, and than paper-eager (the same function).",
-        "GB/s: the fewest bytes the work can move (2 passes over x forward, 5 a step) by the median time.",
-        "% ceiling: the time of moving just those bytes (copy; step: copy + add), in percent of the provider's.",
+        "GB/s: the fewest bytes the work can move (2 passes over x forward, 3 backward, 5 a step) by the median time.",
+        "% ceiling: the time of moving just those bytes (copy; add; step: both), in percent of the provider's.",
         f"times: {'; '.join(methods) or 'none taken'}.",
     ]
     return notes

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import devices
 from .cases import LAYOUTS
 
-PASSES = {"forward": 2, "step": 5}  # over a tensor of x's size: x, y; and x, dy, dx
+PASSES = {"forward": 2, "backward": 3, "step": 5}  # over a tensor of x's size: x, y; x, dy, dx; all of them
 
 
 @dataclass(frozen=True)
