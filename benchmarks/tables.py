@@ -13,7 +13,11 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- cpu-table -->\n", "<!-- /cpu-table -->"
+UNMEASURED = """\
+**Not measured yet.** No figure in this repository was taken on a GPU. The kernels compile for sm_80, sm_90 and sm_100
+with no spills, and their instructions are counted (`docs/performance-log.md`); that is a reason to expect speed, not a
+measurement of it.
+"""
 PROVIDERS = {  # of the JSON rows -> heading
     "eager": "authors' module, eager",
     "eager+compile": "authors' module, compiled",
@@ -22,6 +26,13 @@ PROVIDERS = {  # of the JSON rows -> heading
     "vectorised+compile": "vectorised, compiled",
     "fused[torch]+norm": "ours, authors' form",
     "fused[torch]": "ours, paper's form",
+}
+GPU_PROVIDERS = {
+    "eager": "authors' module, eager",
+    "vectorised": "vectorised, eager",
+    "vectorised+compile": "vectorised, compiled",
+    "fused[triton]+norm": "ours, authors' form",
+    "fused[triton]": "ours, paper's form",
 }
 
 
@@ -53,12 +64,56 @@ def _cell(row: dict[str, Any]) -> str:
     return time if row["provider"] == "eager" else f"{time} ({row['speedup_vs_eager']:.1f}×)"
 
 
+def gpu_table(result: dict[str, Any]) -> str:
+    """One file of `benchmarks/on_gpu.py` as a Markdown table: times in microseconds, shares of the ceiling."""
+    lines = [
+        f"Median microseconds on the device, cold caches, {result['device']}, torch {result['torch']}, triton "
+        f"{result['triton']}, commit {result['commit'][:9]}, {result['date'][:10]}. In brackets how many times faster "
+        "than the authors' module; % of what moving the fewest bytes takes in the same run.",
+        "",
+        "| | | | " + " | ".join(GPU_PROVIDERS.values()) + " |",
+        "|---|---|---|" + "---|" * len(GPU_PROVIDERS),
+    ]
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in result["rows"]:  # a case that was run twice, with torch.compile and without: the later row
+        key = (row["case"], f"{row['dtype']}, {row['layout']}", row["direction"])
+        rows.setdefault(key, {})[row["provider"]] = row
+    for key, found in rows.items():
+        cells = [_gpu_cell(found.get(name)) for name in GPU_PROVIDERS]
+        lines.append("| " + " | ".join([*key, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _gpu_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if row["us_p50"] is None:
+        return "wrong"
+    if row["provider"] == "eager":
+        return f"{row['us_p50']:.1f}"
+    speedup = "" if row["speedup_vs_eager"] is None else f" ({row['speedup_vs_eager']:.1f}×)"
+    share = f", {row['percent_of_ceiling']:.0f} %" if row["provider"].startswith("fused") else ""
+    return f"{row['us_p50']:.1f}{speedup}{share}"
+
+
 def rendered(readme: str) -> str:
-    """README's text with its table made anew from the newest CPU file."""
-    files = sorted(RESULTS.glob("cpu-*.json"))
-    table = cpu_table(json.loads(files[-1].read_text())) if files else "Not measured yet.\n"
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + table + END + rest.split(END)[1]
+    """README's text with its tables made anew, each from the newest file of its kind."""
+    files = sorted(RESULTS.glob("*.json"))
+    on_cpu = [path for path in files if path.name.startswith("cpu-")]
+    on_gpu = [path for path in files if not path.name.startswith("cpu-")]
+    readme = _between(readme, "cpu-table", cpu_table(_read(on_cpu[-1])) if on_cpu else "Not measured yet.\n")
+    return _between(readme, "gpu-table", gpu_table(_read(on_gpu[-1])) if on_gpu else UNMEASURED)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def _between(readme: str, name: str, text: str) -> str:
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, rest = readme.split(begin)
+    return before + begin + text + end + rest.split(end)[1]
 
 
 def main() -> int:

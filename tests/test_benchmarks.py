@@ -29,6 +29,7 @@ def test_a_changed_figure_is_noticed(tmp_path: pathlib.Path) -> None:
     readme = tmp_path / "README.md"
     text = readme.read_text()
     assert "×)" in text
+    assert "No figure in this repository was taken on a GPU" in text or "Median microseconds on the device" in text
     readme.write_text(text.replace("×)", "9×)", 1))
     done = subprocess.run([sys.executable, str(tmp_path / "benchmarks" / "tables.py"), "--check"], capture_output=True)
     assert done.returncode == 1
@@ -51,6 +52,26 @@ def test_nothing_is_measured_without_a_gpu(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2
     assert "no GPU is available" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_of_a_gpu_would_be_shown(tmp_path: pathlib.Path) -> None:
+    for name in ("benchmarks/results", "benchmarks/tables.py", "README.md"):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-R", str(ROOT / name), str(target)], check=True)
+    head = {"device": "NVIDIA H0", "torch": "2.11.0", "triton": "3.6.0", "commit": "0123456789"}
+    head["date"] = "2026-12-01T00"
+    row = {"case": "2x8x4x4/g2", "dtype": "float16", "layout": "nchw", "direction": "forward", "speedup_vs_eager": 1.0}
+    rows = [
+        {**row, "provider": "eager", "us_p50": 80.04, "percent_of_ceiling": 10.0},
+        {**row, "provider": "fused[triton]", "us_p50": 9.96, "percent_of_ceiling": 81.4, "speedup_vs_eager": 8.04},
+        {**row, "provider": "vectorised", "us_p50": None, "percent_of_ceiling": None, "speedup_vs_eager": None},
+    ]
+    (tmp_path / "benchmarks" / "results" / "nvidia-h0.json").write_text(json.dumps({**head, "rows": rows}))
+    subprocess.run([sys.executable, str(tmp_path / "benchmarks" / "tables.py")], check=True)
+    readme = (tmp_path / "README.md").read_text()
+    assert "| 2x8x4x4/g2 | float16, nchw | forward | 80.0 | wrong | – | – | 10.0 (8.0×), 81 % |" in readme
+    assert "Not measured yet" not in readme
 
 
 class Machine:
