@@ -57,6 +57,16 @@ def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     assert [row for row in keeping if not row["nan_maximum"]] == []
 
 
+def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
+    """One launch for each form; the times are not judged."""
+    lines = run(ROOT / "benchmarks" / "host.py", cache=tmp_path).splitlines()
+    rows = {line[:42].strip(): [float(word) for word in line[42:].split()] for line in lines[2:]}
+    assert set(rows) == {"paper's form, no gradient", "authors' form in eval mode, no gradient"}
+    for launches, whole, triton_alone, own in rows.values():
+        assert launches == 1
+        assert own == pytest.approx(whole - triton_alone, abs=0.11)
+
+
 def test_budgets_notice_each_excess() -> None:
     row = {
         "case": "forward float16 nchw 32x7x7 paper",
