@@ -335,6 +335,10 @@ def main() -> int:
     over = {f"{row['case']} sm_{row['arch']}": v for row in rows if (v := budgets.violations(row, triton.__version__))}
     for case, found in over.items():
         print(f"over budget: {case}: {'; '.join(found)}")
+    print("\nwhere to work: the march's instructions over the floor that memory sets on an H200, most first")
+    ranked = [(share, row) for row in rows if (share := budgets.over_floor(row)) is not None]
+    for share, row in sorted(ranked, key=lambda found: -found[0])[:8]:
+        print(f"  {share:5.2f}  {row['case']} sm_{row['arch']}, {row['kernel']}: {row['march']}")
     if arguments.json:
         pathlib.Path(arguments.json).write_text(
             json.dumps({"triton": triton.__version__, "configurations": len(cases), "rows": rows}, indent=1)

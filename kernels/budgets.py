@@ -23,7 +23,18 @@ MAX_MOMENTS = {2: 13, 4: 18, 8: 32}  # the sweep over x for its moments
 MAX_MOMENTS_NARROW = 46  # where accesses have less than 16 bytes; 26 on Triton 3.7.1 and 3.9
 MAX_MARCH_NARROW = 220  # backward, a tile of 2 channels
 
+FLOOR = {("forward", 2): 31, ("forward", 4): 62, ("backward", 2): 47, ("backward", 4): 93}
+"""Instructions per element that an H200 can issue while memory, at 4.3 TB/s, moves the fewest bytes of that pass."""
+
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def over_floor(row: dict[str, Any]) -> float | None:
+    """What a row's march issues over what memory leaves time for; None where no floor is known."""
+    direction, dtype, *_ = row["case"].split()
+    pass_ = "backward" if direction.endswith("backward") else "forward"
+    floor = FLOOR.get((pass_, _BYTES[dtype]))
+    return None if floor is None or not row["march"] or row["kernel"] == "moments" else row["march"] / floor
 
 
 def violations(row: dict[str, Any], triton_version: str) -> list[str]:

@@ -35,7 +35,11 @@ def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     """One test, since its compilations are its cost, about 60."""
     output = tmp_path / "resources.json"
     script = ROOT / "benchmarks" / "resources.py"
-    run(script, "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
+    printed = run(script, "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
+    ranking = printed.split("where to work")[1].splitlines()[1:]
+    shares = [float(line.split()[0]) for line in ranking]
+    assert len(shares) == 8
+    assert shares == sorted(shares, reverse=True)
     result = json.loads(output.read_text())
     rows: list[dict[str, Any]] = result["rows"]
     assert 24 <= result["configurations"] <= 48  # about 140 for three architectures
@@ -65,6 +69,14 @@ def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
     for launches, whole, triton_alone, own in rows.values():
         assert launches == 1
         assert own == pytest.approx(whole - triton_alone, abs=0.11)
+
+
+def test_shares_of_the_floor() -> None:
+    row = {"case": "norm_backward float16 nchw 32x7x7 both", "kernel": "march", "march": 94.0}
+    assert budgets.over_floor(row) == 2.0
+    assert budgets.over_floor(row | {"case": "folded float32 nchw 32x7x7 general", "march": 31.0}) == 0.5
+    for unknown in ({"march": 0.0}, {"kernel": "moments"}, {"case": "forward float64 nchw 32x7x7 paper"}):
+        assert budgets.over_floor(row | unknown) is None
 
 
 def test_budgets_notice_each_excess() -> None:
