@@ -154,6 +154,18 @@ def test_checkpointing_and_deepcopy(device: str, backend: str) -> None:
         assert torch.equal(ours, expected)
 
 
+def test_second_derivative_through_a_checkpoint(device: str, backend: str) -> None:
+    """What is checkpointed may be looked at once."""
+    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
+    x = torch.randn(1, 4, 3, 3, device=device, dtype=torch.double, requires_grad=True)
+
+    def penalty(y: Tensor) -> Tensor:
+        (dx,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    torch.testing.assert_close(penalty(checkpoint(layer, x, use_reentrant=False)), penalty(layer(x)))
+
+
 def test_no_function_without_gradient(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("the autograd.Function was called")

@@ -5,6 +5,7 @@ subspace. First derivatives come from the fused backward; a second derivative (c
 eager reference, exact and slow.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class SubspaceAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> Any:
-        x, scale, shift, v, b, z, lse = ctx.saved_tensors
+        x, scale, shift, v, b, z, lse = ctx.saved_tensors  # once: checkpointing allows no second look
         num_splits, relu_u, relu_z, _, need_attention, _, backend = ctx.arguments
         nothing = (None,) * len(ctx.arguments)
         if not need_attention:
@@ -61,24 +62,36 @@ class SubspaceAttention(torch.autograd.Function):
         if dy is None and d_attention is None:
             return (*(None,) * 5, *nothing)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return (*_differentiable_backward(ctx, dy, d_attention), *nothing)
+            return (*_differentiable_backward(ctx, (x, scale, shift, v, b), dy, d_attention), *nothing)
         gradients = ops.backward(dy, d_attention, x, scale, shift, v, b, z, lse, num_splits, relu_u, relu_z, backend)
         needed = zip(gradients, ctx.needs_input_grad, strict=False)
         return (*(gradient if need else None for gradient, need in needed), *nothing)
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> list[Tensor | None]:
+def _differentiable_backward(
+    ctx: Any, tensors: tuple[Any, ...], dy: Tensor | None, d_attention: Tensor | None
+) -> list[Tensor | None]:
     """The first derivatives as functions that can be differentiated again, through the reference."""
-    x, scale, shift, v, b, _, _ = ctx.saved_tensors
+    x, scale, shift, v, b = tensors
     num_splits, relu_u, relu_z, out_dtype, *_ = ctx.arguments
-    y, attention = reference.general_form(
+    outputs = reference.general_form(
         x, scale, shift, v, b, num_splits, relu_u=relu_u, relu_z=relu_z, out_dtype=out_dtype
     )
-    outputs = [(out, grad) for out, grad in ((y, dy), (attention, d_attention)) if grad is not None]
-    inputs = [t for t, need in zip((x, scale, shift, v, b), ctx.needs_input_grad, strict=False) if need]
+    return derivatives(outputs, (dy, d_attention), tensors, ctx.needs_input_grad)
+
+
+def derivatives(
+    outputs: tuple[Tensor, Tensor],
+    arriving: tuple[Tensor | None, Tensor | None],
+    tensors: tuple[Any, ...],
+    needed: Sequence[bool],  # one for each tensor, and perhaps more
+) -> list[Tensor | None]:
+    """The gradients of the outputs in each of the tensors that needs one, with a graph of their own."""
+    pairs = [(out, grad) for out, grad in zip(outputs, arriving, strict=True) if grad is not None]
+    inputs = [t for t, need in zip(tensors, needed, strict=False) if need]
     gradients = iter(
         torch.autograd.grad(
-            [out for out, _ in outputs], inputs, [grad for _, grad in outputs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs], inputs, [grad for _, grad in pairs], create_graph=True, allow_unused=True
         )
     )
-    return [next(gradients) if need else None for need in ctx.needs_input_grad[:5]]
+    return [next(gradients) if need else None for need in needed[: len(tensors)]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import norm_ops, reference
+from .autograd import derivatives
 from .batch_norm import Running, update_running
 
 _TENSORS = 7  # x and six parameters; the two biases that cancel follow
@@ -122,16 +123,9 @@ def _differentiable_backward(
     def norm(gamma: Tensor | None, beta: Tensor, eps: float) -> reference.BatchNorm | None:
         return None if gamma is None else reference.BatchNorm(gamma, beta, None, None, True, 0.0, eps)
 
-    y, attention = reference.batch_norm_form(
+    outputs = reference.batch_norm_form(
         x, dw, beta1 if gamma1 is None else None, norm(gamma1, beta1, eps1),
         pw, beta2 if gamma2 is None else None, norm(gamma2, beta2, eps2),
         num_splits, relu_u=relu_u, relu_z=relu_z, out_dtype=out_dtype,
     )  # fmt: skip
-    outputs = [(out, grad) for out, grad in ((y, dy), (attention, d_attention)) if grad is not None]
-    inputs = [t for t, need in zip(tensors, ctx.needs_input_grad, strict=False) if need]
-    gradients = iter(
-        torch.autograd.grad(
-            [out for out, _ in outputs], inputs, [grad for _, grad in outputs], create_graph=True, allow_unused=True
-        )
-    )
-    return [next(gradients) if need else None for need in ctx.needs_input_grad[:_TENSORS]]
+    return derivatives(outputs, (dy, d_attention), tensors, ctx.needs_input_grad)
