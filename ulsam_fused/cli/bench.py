@@ -6,7 +6,6 @@ import itertools
 import json
 import pathlib
 import re
-import sys
 from typing import Any
 
 import torch
@@ -171,7 +170,7 @@ def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[
     errors: dict[str, str] = {}
     yardsticks: dict[str, Yardstick] = {}
     for provider in found:
-        _progress(f"{setting} {provider.name}: comparing with float64")
+        report.progress(f"{setting} {provider.name}: comparing with float64")
         try:
             if provider.form not in yardsticks:
                 source = sources.paper if provider.form == "paper" else sources.upstream
@@ -184,7 +183,7 @@ def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[
             modules[provider.name] = module
         else:
             errors[provider.name] = problem
-            _progress(f"{setting} {provider.name}: {problem}")
+            report.progress(f"{setting} {provider.name}: {problem}")
     del yardsticks
     timings, extras = _measure(setting, modules, seconds)
     ceiling = report.row(setting, None, timings, None, extras)
@@ -201,14 +200,14 @@ def _measure(
     ceiling = _ceiling(inputs, setting.direction)
     calls = {name: _call(module, inputs, setting.direction) for name, module in modules.items()}
     if setting.device.type == "cpu":
-        _progress(f"{setting}: timing {len(calls)} providers in turn")
+        report.progress(f"{setting}: timing {len(calls)} providers in turn")
         return timing.wall_clock({report.CEILING[setting.direction]: ceiling, **calls}, seconds), {}
     ceilings = [timing.device_time(ceiling, sets, seconds / 2)]
     timings: dict[str, Timing] = {}
     extras: dict[str, dict[str, float]] = {}
     small = [(setting.tensor(1), setting.tensor(1) if step else None)]
     for name, module in modules.items():
-        _progress(f"{setting} {name}: timing")
+        report.progress(f"{setting} {name}: timing")
         timings[name] = timing.device_time(calls[name], sets, seconds)
         extras[name] = {
             "host_us": timing.host_time(_call(module, small, setting.direction)),
@@ -258,7 +257,3 @@ def _ceiling(inputs: list[tuple[Tensor, Tensor | None]], direction: str) -> timi
         return out
 
     return call
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import copy
 import json
-import sys
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         found = models(args, backends, device)
         for name, problem in wrong(found, side).items():
-            _progress(f"{name}: {problem}")
+            report.progress(f"{name}: {problem}")
             raise UserError(f"{name} {problem}; nothing was timed")
         for layout in layouts:
             for direction in directions:
@@ -142,7 +141,7 @@ def _rows(
             if compiles:
                 model.compile(dynamic=False)
             calls[name + ("+compile" if compiles else "")] = _call(model, x, labels, dtype, direction)
-    _progress(f"{DIRECTIONS[direction]}, {layout}: timing {len(calls)} models in turn")
+    report.progress(f"{DIRECTIONS[direction]}, {layout}: timing {len(calls)} models in turn")
     timings = timing.wall_clock(calls, seconds)
     eager = timings["eager"].p50
     return [_row(name, t, direction, layout, dtype, batch, eager) for name, t in timings.items()]
@@ -193,12 +192,7 @@ def _row(
 
 
 def _table(result: dict[str, Any]) -> str:
-    threads = f", threads: {result['threads']}" if result["threads"] else ""
-    lines = [
-        f"{result['device']}{threads}, torch {result['torch']}, triton {result['triton'] or 'none'}, "
-        f"commit {result['commit'] or 'unknown'}, {result['date']}",
-        f"{result['model']}; input 3x{result['size']}x{result['size']}",
-    ]
+    lines = [report.heading_line(result), f"{result['model']}; input 3x{result['size']}x{result['size']}"]
     head = ""
     for row in result["rows"]:
         at = f"{DIRECTIONS[row['direction']]}, batch {row['batch']}, {row['dtype']}, {row['layout']}"
@@ -216,7 +210,3 @@ def _table(result: dict[str, Any]) -> str:
             "  forward, cross-entropy, backward and SGD, in training mode. 16 bits by autocast.",
         ]
     )
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ import datetime
 import itertools
 import pathlib
 import subprocess
+import sys
 from typing import Any
 
 import torch
@@ -26,6 +27,18 @@ def heading(device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def heading_line(result: dict[str, Any]) -> str:
+    """A heading as the first line of a table."""
+    threads = f", threads: {result['threads']}" if result["threads"] else ""
+    triton, at = result["triton"] or "none", result["commit"] or "unknown"
+    return f"{result['device']}{threads}, torch {result['torch']}, triton {triton}, commit {at}, {result['date']}"
+
+
+def progress(line: str) -> None:
+    """What is being done, on standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def commit() -> str | None:
@@ -81,9 +94,7 @@ def row(
 
 def table(result: dict[str, Any], providers: list[Provider]) -> str:
     """All rows, a block for each size and direction, and what each provider computes."""
-    threads = f", threads: {result['threads']}" if result["threads"] else ""
-    triton, at = result["triton"] or "none", result["commit"] or "unknown"
-    lines = [f"{result['device']}{threads}, torch {result['torch']}, triton {triton}, commit {at}, {result['date']}"]
+    lines = [heading_line(result)]
     for key, group in itertools.groupby(
         result["rows"], key=lambda r: f"{r['case']}  {r['direction']}  {r['dtype']}  {r['layout']}"
     ):
