@@ -198,7 +198,7 @@ def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
 def _elements(constants: dict[str, Any], rows: int) -> int:
     """Elements of one turn of the hottest loop."""
     if "BLOCK_W" in constants:
-        return int(constants["BLOCK_C"] * constants["BLOCK_W"] * rows)
+        return int(constants["BLOCK_C"] * constants["BLOCK_W"] * constants.get("COLUMNS", 1) * rows)
     return int(constants.get("BLOCK_C", 1) * constants["BLOCK_P"])
 
 

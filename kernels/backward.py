@@ -10,26 +10,27 @@
 The last line needs no maxima: at the argmax u is scale * x + shift, so sum_p dl * m = sum_q t * u.
 
 The argmax is recomputed. A pixel q wins window p when it is the first in its row to equal the row's maximum, and its
-row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. A program marches over rows
-and holds, for each column, the three windows j = -1, 0, 1 to its left, around it and to its right; their maxima are
-computed anew in each column, so columns exchange nothing. Not saved and not materialised: u, m, the argmax, t.
+row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. So a march over rows, one new
+row a step, holds for each window the maxima of its last two rows and what dl they have won; a row that has heard from
+all its windows hands that on to the columns that reached its maxima. `march_columns` does so in channels_last,
+`march_lanes` otherwise. Not saved and not materialised: u, m, the argmax, t.
 """
 
 import triton
 import triton.language as tl
 
+from .march_columns import march_columns
+from .march_lanes import march_lanes
 from .primitives import (
     aligned,
     aligned_strides,
-    clamp,
     load_channel,
-    load_signed,
-    maximum,
     pixel_offset,
     relu,
     sign_of,
     widen,
 )
+from .routing import bordered
 
 # Rows of one turn of the march. A window spans three, so after three rows every value is in its old place again, and
 # what moves from row to row changes its name, not its register: 117 to 94 instructions per element (float16
@@ -95,63 +96,34 @@ def logit_gradient(
     da_ptr,  # [H*W]
     lse,
     total,
-    a_ptr,  # [p_end - p_begin], scratch of this program
+    a_ptr,  # [r_end - r_begin + 4, pitch], scratch of this program: with a border, as in `routing`
     dl_ptr,  # likewise
-    p_begin,
-    p_end,
-    p_first,
-    p_last,
+    r_begin,
+    r_end,
+    H,
+    W,
+    pitch,
     BLOCK_P: tl.constexpr,
     RELU_Z: tl.constexpr,
 ):
-    """Writes A and dl of pixels p_begin .. p_end - 1; returns the sum of dl over pixels p_first .. p_last - 1."""
+    """Writes A and dl of rows r_begin - 1 .. r_end and their border; returns the sum of dl over r_begin .. r_end - 1."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     db = tl.full([], 0.0, dtype)
-    for p0 in range(p_begin, p_end, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        m_p = p < p_end
+    for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
+        i = i0 + tl.arange(0, BLOCK_P)
+        p, row, m_p = bordered(i, r_begin, r_end, H, W, pitch)
         z = tl.load(z_ptr + p, mask=m_p, other=0.0)
         a = tl.exp(relu(z, RELU_Z) - lse)
         dl = a * (tl.load(da_ptr + p, mask=m_p, other=0.0) - total)
         if RELU_Z:
             dl = tl.where(z <= 0, 0.0, dl)
-            db += tl.sum(tl.where((p >= p_first) & (p < p_last), dl, 0.0), 0)
-        tl.store(a_ptr + (p - p_begin), a, mask=m_p)
-        tl.store(dl_ptr + (p - p_begin), dl, mask=m_p)
+        dl = tl.where(m_p, dl, 0.0)
+        if RELU_Z:
+            db += tl.sum(tl.where((row >= r_begin) & (row < r_end), dl, 0.0), 0)
+        m_i = i < (r_end - r_begin + 4) * pitch
+        tl.store(a_ptr + i, a, mask=m_i)
+        tl.store(dl_ptr + i, dl, mask=m_i)
     return db
-
-
-@triton.jit
-def load_row(x_ptr, o_ll, o_l, o_c, o_r, o_rr, first, sign, m_c, EVEN_C: tl.constexpr):
-    """Of one row: x; the maxima of the windows' rows for j = -1, 0, 1; whether this column is the first to reach each.
-
-    Beyond a border stands the nearest pixel inside. It adds nothing to a maximum; and a tie with it is ours, which
-    matters only to the left of the first column.
-    """
-    ll = load_signed(x_ptr, o_ll, sign, m_c, EVEN_C)
-    left = load_signed(x_ptr, o_l, sign, m_c, EVEN_C)
-    x = load_signed(x_ptr, o_c, sign, m_c, EVEN_C)
-    right = load_signed(x_ptr, o_r, sign, m_c, EVEN_C)
-    rr = load_signed(x_ptr, o_rr, sign, m_c, EVEN_C)
-    before = maximum(ll, left)
-    after = maximum(right, rr)
-    # negated, so that a NaN wins as it does in max_pool2d
-    own_l = (before >= x) == 0
-    own_c = (first | ((left >= x) == 0)) & ((right > x) == 0)
-    own_r = (after > x) == 0
-    return maximum(before, x), maximum(maximum(left, right), x), maximum(after, x), own_l, own_c, own_r
-
-
-@triton.jit
-def scatter(above, here, below, dl, has_above, to_above, to_here):
-    """Gives a window's dl to the first of its three rows that holds the maximum; returns the three rows' sums."""
-    wins_above = has_above & (above >= maximum(here, below))
-    wins_below = below > maximum(above, here)
-    return (
-        to_above + tl.where(wins_above, dl, 0.0),
-        to_here + tl.where(wins_above | wins_below, 0.0, dl),  # here too if one is NaN: dl, then NaN, is not lost
-        tl.where(wins_below, dl, 0.0),
-    )
 
 
 @triton.jit
@@ -162,18 +134,18 @@ def input_gradient(
     shift_ptr,  # or None
     centre_ptr,  # or None; else x stands for x - centre in u and in the sums
     v_ptr,
-    a_ptr,  # A and dl from pixel p_begin on; A is not read without dy
+    a_ptr,  # A and dl with a border; A is not read without dy
     dl_ptr,
     dx_ptr,
     dv_ptr,  # [G], this program's partial sums
     dscale_ptr,  # [G]
     dshift_ptr,  # [G] or None
-    p_begin,
     r_begin,
     r_end,
     H,
     W,
     G,
+    pitch,
     dy_stride_c,
     dy_stride_h,
     dy_stride_w,
@@ -185,8 +157,11 @@ def input_gradient(
     dx_stride_w,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HALO: tl.constexpr,
     RELU_U: tl.constexpr,
     EVEN_C: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Writes dx of rows r_begin .. r_end - 1, and what they contribute to dv, dscale and dshift."""
@@ -195,107 +170,40 @@ def input_gradient(
     compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
     for c0 in range(0, G, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
-        m_c = (c < G)[:, None]
-        o_c = widen(c, WIDE)[:, None]
-        o_cx = o_c * x_stride_c
-        scale = load_channel(scale_ptr, c, G, dtype)[:, None]
-        v = load_channel(v_ptr, c, G, dtype)[:, None]
-        sign = sign_of(scale).to(compare)
-        weight = scale * v
+        m_c = c < G
+        scale = load_channel(scale_ptr, c, G, dtype)
+        v = load_channel(v_ptr, c, G, dtype)
+        shift = None
+        shift_c = None
+        centre = None
         if shift_ptr is not None:
-            shift = load_channel(shift_ptr, c, G, dtype)[:, None]
+            shift = load_channel(shift_ptr, c, G, dtype)
+            shift_c = shift[:, None]
         if centre_ptr is not None:
             centre = load_channel(centre_ptr, c, G, dtype)[:, None]
-        sum_tx = tl.zeros([BLOCK_C, BLOCK_W], dtype)
-        sum_t = tl.zeros([BLOCK_C, BLOCK_W], dtype)
-        for w0 in range(0, W, BLOCK_W):
-            col = w0 + tl.arange(0, BLOCK_W)[None, :]
-            first = col == 0
-            m_l = (col >= 1) & (col <= W)
-            m_w = col < W
-            m_r = col < W - 1
-            o_ll = o_cx + widen(clamp(col - 2, W), WIDE) * x_stride_w
-            o_l = o_cx + widen(clamp(col - 1, W), WIDE) * x_stride_w
-            o_x = o_cx + widen(clamp(col, W), WIDE) * x_stride_w
-            o_r = o_cx + widen(clamp(col + 1, W), WIDE) * x_stride_w
-            o_rr = o_cx + widen(clamp(col + 2, W), WIDE) * x_stride_w
-            o_dy = o_c * dy_stride_c + widen(col, WIDE) * dy_stride_w
-            o_dx = o_c * dx_stride_c + widen(col, WIDE) * dx_stride_w
-            # rows a, b are the two last rows read; t_a, t_b what their windows have given them so far
-            start = tl.maximum(r_begin, 1)
-            row_ptr = x_ptr + clamp(start - 2, H).to(tl.int64) * x_stride_h
-            a_l, a_c, a_r, a_own_l, a_own_c, a_own_r = load_row(
-                row_ptr, o_ll, o_l, o_x, o_r, o_rr, first, sign, m_c, EVEN_C
-            )
-            row_ptr = x_ptr + clamp(start - 1, H).to(tl.int64) * x_stride_h
-            b_l, b_c, b_r, b_own_l, b_own_c, b_own_r = load_row(
-                row_ptr, o_ll, o_l, o_x, o_r, o_rr, first, sign, m_c, EVEN_C
-            )
-            ta_l = tl.zeros([BLOCK_C, BLOCK_W], dtype)
-            ta_c = ta_l
-            ta_r = ta_l
-            tb_l = ta_l
-            tb_c = ta_l
-            tb_r = ta_l
-            for first_row in range(start, r_end + 2, MARCH_ROWS):
-                for i in tl.static_range(MARCH_ROWS):
-                    row = first_row + i
-                    row_ptr = x_ptr + clamp(row, H).to(tl.int64) * x_stride_h
-                    n_l, n_c, n_r, n_own_l, n_own_c, n_own_r = load_row(
-                        row_ptr, o_ll, o_l, o_x, o_r, o_rr, first, sign, m_c, EVEN_C
-                    )
-                    # the windows around row - 1
-                    has_above = row >= 2
-                    m_window = (row <= H) & (row <= r_end + 1)
-                    o_p = (row - 1) * W + col - p_begin
-                    ta_l, tb_l, tn_l = scatter(
-                        a_l, b_l, n_l, tl.load(dl_ptr + o_p - 1, mask=m_window & m_l, other=0.0), has_above, ta_l, tb_l
-                    )
-                    ta_c, tb_c, tn_c = scatter(
-                        a_c, b_c, n_c, tl.load(dl_ptr + o_p, mask=m_window & m_w, other=0.0), has_above, ta_c, tb_c
-                    )
-                    ta_r, tb_r, tn_r = scatter(
-                        a_r, b_r, n_r, tl.load(dl_ptr + o_p + 1, mask=m_window & m_r, other=0.0), has_above, ta_r, tb_r
-                    )
-                    # row - 2 has heard from all its windows
-                    done = row - 2
-                    m_done = (done >= r_begin) & (done < r_end) & m_w
-                    m_row = m_done & m_c
-                    x_row = x_ptr + clamp(done, H).to(tl.int64) * x_stride_h
-                    x = tl.load(x_row + o_x, mask=m_row, other=0.0).to(dtype)
-                    if centre_ptr is not None:
-                        x -= centre
-                    t = tl.where(a_own_l, ta_l, 0.0) + tl.where(a_own_c, ta_c, 0.0) + tl.where(a_own_r, ta_r, 0.0)
-                    if RELU_U:
-                        u = scale * x
-                        if shift_ptr is not None:
-                            u += shift
-                        t = tl.where(u <= 0, 0.0, t)
-                    t = tl.where(m_row, t, 0.0)
-                    sum_tx += t * x
-                    if dshift_ptr is not None:
-                        sum_t += t
-                    dx = weight * t
-                    if dy_ptr is not None:
-                        a = tl.load(a_ptr + (o_p - W), mask=m_done, other=0.0)
-                        dy_row = dy_ptr + clamp(done, H).to(tl.int64) * dy_stride_h
-                        dy = tl.load(dy_row + o_dy, mask=m_row, other=0.0).to(dtype)
-                        dx += dy + a * dy
-                    dx_row = dx_ptr + clamp(done, H).to(tl.int64) * dx_stride_h
-                    tl.store(dx_row + o_dx, dx.to(dx_ptr.dtype.element_ty), mask=m_row)
-                    a_l, a_c, a_r, a_own_l, a_own_c, a_own_r = b_l, b_c, b_r, b_own_l, b_own_c, b_own_r
-                    b_l, b_c, b_r, b_own_l, b_own_c, b_own_r = n_l, n_c, n_r, n_own_l, n_own_c, n_own_r
-                    ta_l, ta_c, ta_r = tb_l, tb_c, tb_r
-                    tb_l, tb_c, tb_r = tn_l, tn_c, tn_r
-        tx = tl.sum(sum_tx, 1)[:, None]
-        dv = scale * tx
+        sign = sign_of(scale).to(compare)[:, None]
+        weight = (scale * v)[:, None]
+        if CHANNELS_LAST:
+            sum_tx, sum_t = march_columns(
+                dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
+                r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
+                x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
+            )  # fmt: skip
+        else:
+            sum_tx, sum_t = march_lanes(
+                dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
+                r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
+                x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+                MARCH_ROWS, BLOCK_C, BLOCK_W, HALO, RELU_U, EVEN_C, WIDE,
+            )  # fmt: skip
+        dv = scale * sum_tx
         if dshift_ptr is not None:
-            total_t = tl.sum(sum_t, 1)[:, None]
             if shift_ptr is not None:
-                dv += shift * total_t
-            tl.store(dshift_ptr + c[:, None], v * total_t, mask=m_c)
-        tl.store(dv_ptr + c[:, None], dv, mask=m_c)
-        tl.store(dscale_ptr + c[:, None], v * tx, mask=m_c)
+                dv += shift * sum_t
+            tl.store(dshift_ptr + c, v * sum_t, mask=m_c)
+        tl.store(dv_ptr + c, dv, mask=m_c)
+        tl.store(dscale_ptr + c, v * sum_tx, mask=m_c)
 
 
 @triton.jit
@@ -311,7 +219,7 @@ def backward_kernel(
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: dv [C], dscale [C], dshift [C] where shift is given, db [g] where RELU_Z
     da_ptr,  # [N, g, H*W], scratch
-    scratch_ptr,  # [N, g, strips, 2, (strip_rows + 2) * W]: A and dl of a strip and the rows beside it
+    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: A and dl of a strip, with a border as in `routing`
     totals_ptr,  # [N, g, chunks], sums of A * dA, or None in the slab regime
     H,
     W,
@@ -323,6 +231,7 @@ def backward_kernel(
     chunks,
     chunk,  # pixels per program of the launch that writes dA
     width,
+    pitch,
     dy_stride_n,
     dy_stride_c,
     dy_stride_h,
@@ -337,8 +246,10 @@ def backward_kernel(
     dx_stride_w,
     REDUCE: tl.constexpr,  # this launch writes dA; with MARCH too, it is the slab regime
     MARCH: tl.constexpr,  # this launch writes dx
-    BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
+    BLOCK_C: tl.constexpr,  # tile of the march: channels, and lanes along a row
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,  # that each of these lanes holds; 1 unless CHANNELS_LAST
+    HALO: tl.constexpr,  # a tile is not the whole row
     BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -399,13 +310,11 @@ def backward_kernel(
                 total += tl.load(totals_ptr + slab.to(tl.int64) * chunks + i)
         r_begin = part * strip_rows
         r_end = tl.minimum(r_begin + strip_rows, H)
-        a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 2)) * W
-        dl_ptr = a_ptr + (strip_rows + 2) * W
-        p_begin = tl.maximum(r_begin - 1, 0) * W
+        a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
+        dl_ptr = a_ptr + (strip_rows + 4) * pitch
         db = logit_gradient(
-            z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, p_begin, tl.minimum(r_end + 1, H) * W, r_begin * W, r_end * W,
-            BLOCK_P, RELU_Z,
-        )  # fmt: skip
+            z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z
+        )
         tl.debug_barrier()  # A and dl are written before they are read
         partials_ptr += (n * strips + part) * width
         if RELU_Z:
@@ -422,7 +331,7 @@ def backward_kernel(
             dshift_ptr = dv_ptr + 2 * C
         input_gradient(
             dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-            p_begin, r_begin, r_end, H, W, G, dy_stride_c, dy_stride_h, dy_stride_w,
+            r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
             x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
-            BLOCK_C, BLOCK_W, RELU_U, EVEN_C, WIDE,
+            BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
         )  # fmt: skip

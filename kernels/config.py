@@ -11,6 +11,7 @@ import dataclasses
 
 ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
+COLUMNS = 7  # at most, that a lane of the backward's march in channels_last holds: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
 SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
 PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
@@ -23,7 +24,8 @@ class LaunchConfig:
     """How one direction of the operator is launched."""
 
     split: bool  # False: one program per slab; True: strips of rows in two launches
-    block_w: int  # columns of a tile of the row march
+    block_w: int  # lanes along a row of a tile of the row march
+    columns: int  # that each of these lanes holds; 1 but in the backward of channels_last
     block_c: int  # channels of a tile of the row march
     block_p: int  # pixels of a tile of the flat sweep
     block_k: int  # channels of a tile of the flat sweep
@@ -55,13 +57,60 @@ def forward_config(
 
 
 def backward_config(
-    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+    shape: tuple[int, int, int, int],
+    num_splits: int,
+    itemsize: int,
+    channels_last: bool,
+    num_sms: int,
+    compared: int | None = None,  # bytes per element in which x is compared: 4 for bfloat16; None: its own
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
-    # About 20 registers per element: 4 per lane take 233 (float16 NCHW) and spill (float32 channels_last) on sm_90.
-    # 168 registers let an SM hold three programs of four warps.
-    per_lane, max_registers = (1, 255) if itemsize == 8 else (2, 168)
+    if channels_last:
+        config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
+        return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
+    # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248). 168 registers let
+    # an SM hold three programs of four warps; float32 spills there.
+    per_lane, max_registers = {2: (4, 168), 4: (4, 255), 8: (1, 255)}[compared or itemsize]
     return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers)
+
+
+def _with_columns(
+    config: LaunchConfig, shape: tuple[int, int, int, int], num_splits: int, itemsize: int, compared: int
+) -> LaunchConfig:
+    """The tile of `march_columns`: channels first, so that accesses are long, then strips of a row.
+
+    A column takes 8 registers from row to row for each channel of a lane. So a lane has one channel and 7 columns, but
+    in 16 bits, where two channels make accesses of 4 bytes, two channels and 4 columns; or 7, where they are the row,
+    so that nothing beyond them is held, and are compared in 16 bits.
+    """
+    _, c, _, w = shape
+    group = c // num_splits
+    lanes = 32 * config.num_warps
+    if itemsize == 8:
+        return dataclasses.replace(config, block_w=8, columns=2, block_c=lanes // 8)
+    elements, most = lanes, COLUMNS
+    if itemsize == 2 and w <= COLUMNS and compared == 2 and group >= 2 * lanes:
+        elements = 2 * lanes
+    elif itemsize == 2 and w > COLUMNS and next_power_of_2(group) * next_power_of_2(cdiv(w, 4)) >= 2 * lanes:
+        if compared == 2 or group % min(next_power_of_2(group), 2 * lanes) == 0:  # else bfloat16 spills
+            elements, most = 2 * lanes, 4
+    block_c = min(next_power_of_2(group), elements)
+    strips = min(elements // block_c, next_power_of_2(cdiv(w, 4)))
+    columns = cdiv(w, strips * cdiv(w, most * strips))
+    return dataclasses.replace(config, block_w=strips, columns=columns, block_c=max(block_c, lanes // strips))
+
+
+def has_halo(w: int, config: LaunchConfig, channels_last: bool) -> bool:
+    """Whether a tile of the backward's march needs to know more of the row than it writes."""
+    return (config.block_w, config.columns) != (1, w) if channels_last else config.block_w < w
+
+
+def border_pitch(w: int, config: LaunchConfig, channels_last: bool) -> int:
+    """Columns of A and dl with their border: those of all tiles, and one on either side."""
+    width = config.block_w * config.columns
+    if not channels_last and has_halo(w, config, channels_last):
+        width -= 2
+    return cdiv(w, width) * width + 2
 
 
 def norm_forward_config(
@@ -139,6 +188,7 @@ def _config(
     return LaunchConfig(
         split=split,
         block_w=block_w,
+        columns=1,
         block_c=32 * num_warps * per_lane // block_w,
         block_p=other if channels_last else run,
         block_k=run if channels_last else other,

@@ -6,7 +6,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .config import LaunchConfig
+from .config import LaunchConfig, has_halo
 
 
 def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
@@ -22,6 +22,16 @@ def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
     if torch.version.hip is None:  # AMD's compiler has no limit of registers
         options["maxnreg"] = config.max_registers
     return options
+
+
+def march_tile(config: LaunchConfig, w: int, channels_last: bool) -> dict[str, int]:
+    """What the march of the backward is told besides."""
+    return {"COLUMNS": config.columns, "HALO": has_halo(w, config, channels_last)}
+
+
+def compared_size(dtype: torch.dtype) -> int:
+    """Bytes in which values of x are compared: bfloat16 in float32, to which its maximum is promoted anyway."""
+    return 4 if dtype == torch.bfloat16 else dtype.itemsize
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ from . import config as configs
 from .backward import backward_kernel
 from .config import LaunchConfig, cdiv
 from .forward import forward_kernel
-from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .geometry import device_of, is_channels_last, is_flat, compared_size, is_wide, march_tile, num_sms, tiles, vector_width
 from .plans import forward_plan
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
@@ -88,7 +88,7 @@ def backward(
     channels_last = is_channels_last(x)
     group = c // num_splits
     if config is None:
-        config = configs.backward_config((n, c, h, w), num_splits, x.element_size(), channels_last, num_sms(x.device))
+        config = configs.backward_config((n, c, h, w), num_splits, x.element_size(), channels_last, num_sms(x.device), compared_size(x.dtype))
     strip_rows = config.strip_rows or h
     strips = cdiv(h, strip_rows)
     chunk = configs.chunk_pixels(w, config)
@@ -96,7 +96,8 @@ def backward(
     width = (2 if shift is None else 3) * c + (num_splits if relu_z else 0)
     partials = z.new_empty((n, strips, width))
     da = torch.empty_like(z)
-    scratch = z.new_empty((n, num_splits, strips, 2, (strip_rows + 2) * w))
+    pitch = configs.border_pitch(w, config, channels_last)
+    scratch = z.new_empty((n, num_splits, strips, 2, strip_rows + 4, pitch))
     totals = z.new_empty((n, num_splits, chunks)) if config.split else None
     if d_attention is not None:
         d_attention = d_attention.contiguous()
@@ -105,10 +106,11 @@ def backward(
     arguments: tuple[Any, ...] = (
         dy, d_attention, x, scale.contiguous(), None if shift is None else shift.contiguous(), v.contiguous(),
         z, lse, dx, partials, da, scratch, totals, h, w, c, group, num_splits, strips, strip_rows, chunks, chunk,
-        width, *given.stride(), *x.stride(), *dx.stride(),
+        width, pitch, *given.stride(), *x.stride(), *dx.stride(),
     )  # fmt: skip
     constants: dict[str, Any] = {
         **tiles(config, group),
+        **march_tile(config, w, channels_last),
         "RELU_U": relu_u,
         "RELU_Z": relu_z,
         "CHANNELS_LAST": channels_last,

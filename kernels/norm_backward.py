@@ -29,6 +29,7 @@ import triton.language as tl
 
 from .backward import attention_gradient, input_gradient
 from .primitives import aligned, aligned_strides, load_channel, pixel_offset, relu, widen
+from .routing import bordered
 
 
 @triton.jit
@@ -127,18 +128,21 @@ def norm_logit_gradient(
     total,
     mean_dl,
     mean_dl_zhat,
-    a_ptr,  # [p_end - p_begin], scratch of this program, or None
+    a_ptr,  # [r_end - r_begin + 4, pitch], scratch of this program with a border, as in `routing`, or None
     dz_ptr,  # likewise
-    p_begin,
-    p_end,
+    r_begin,
+    r_end,
+    H,
+    W,
+    pitch,
     BLOCK_P: tl.constexpr,
     RELU_Z: tl.constexpr,
     BATCH_Z: tl.constexpr,
 ):
-    """Writes A and dz of pixels p_begin .. p_end - 1."""
-    for p0 in range(p_begin, p_end, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        m_p = p < p_end
+    """Writes A and dz of rows r_begin - 1 .. r_end and their border, where dz is 0."""
+    for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
+        i = i0 + tl.arange(0, BLOCK_P)
+        p, _, m_p = bordered(i, r_begin, r_end, H, W, pitch)
         z = tl.load(z_ptr + p, mask=m_p, other=0.0)
         zn = gain * z + offset
         a = tl.exp(relu(zn, RELU_Z) - lse)
@@ -147,9 +151,10 @@ def norm_logit_gradient(
             dz = tl.where(zn <= 0, 0.0, dz)
         if BATCH_Z:
             dz = gain * (dz - mean_dl - (z - mean) * rstd * mean_dl_zhat)
+        m_i = i < (r_end - r_begin + 4) * pitch
         if a_ptr is not None:
-            tl.store(a_ptr + (p - p_begin), a, mask=m_p)
-        tl.store(dz_ptr + (p - p_begin), dz, mask=m_p)
+            tl.store(a_ptr + i, a, mask=m_i)
+        tl.store(dz_ptr + i, tl.where(m_p, dz, 0.0), mask=m_i)
 
 
 @triton.jit
@@ -247,7 +252,7 @@ def norm_march_kernel(
     dbeta2_ptr,  # [g] or None
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: S2 [C], or dscale; S1 [C], or dshift where shift is given; dv [C]
-    scratch_ptr,  # [N, g, strips, 2, (strip_rows + 2) * W]: dz, and A if dy is given, of a strip and the rows beside it
+    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: dz, and A if dy is given, with a border as in `routing`
     H,
     W,
     C,
@@ -258,6 +263,7 @@ def norm_march_kernel(
     strip_rows,  # rows per program
     chunks,
     width,
+    pitch,
     dy_stride_n,
     dy_stride_c,
     dy_stride_h,
@@ -270,8 +276,10 @@ def norm_march_kernel(
     dx_stride_c,
     dx_stride_h,
     dx_stride_w,
-    BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
+    BLOCK_C: tl.constexpr,  # tile of the march, as in `backward_kernel`
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HALO: tl.constexpr,
     BLOCK_P: tl.constexpr,  # pixels of a tile of dz
     BLOCK_N: tl.constexpr,  # tile of the sums: images and chunks
     BLOCK_I: tl.constexpr,
@@ -325,16 +333,15 @@ def norm_march_kernel(
 
     r_begin = part * strip_rows
     r_end = tl.minimum(r_begin + strip_rows, H)
-    dz_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 2)) * W
+    dz_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
     a_ptr = None
     if dy_ptr is not None:
-        a_ptr = dz_ptr + (strip_rows + 2) * W
-    p_begin = tl.maximum(r_begin - 1, 0) * W
+        a_ptr = dz_ptr + (strip_rows + 4) * pitch
     norm_logit_gradient(
         z_ptr + slab.to(tl.int64) * HW, da_ptr + slab.to(tl.int64) * HW, tl.load(lse_ptr + slab),
         tl.load(second_ptr + k), tl.load(second_ptr + num_splits + k), tl.load(second_ptr + 2 * num_splits + k),
         tl.load(second_ptr + 3 * num_splits + k), total, mean_dl, mean_dl_zhat, a_ptr, dz_ptr,
-        p_begin, tl.minimum(r_end + 1, H) * W, BLOCK_P, RELU_Z, BATCH_Z,
+        r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z, BATCH_Z,
     )  # fmt: skip
     tl.debug_barrier()  # A and dz are written before they are read
     channel = k * G
@@ -352,9 +359,9 @@ def norm_march_kernel(
         dshift_ptr = partials_ptr + C
     input_gradient(
         dy_ptr, x_ptr, scale_ptr + channel, shift_ptr, centre_ptr, v_ptr + channel, a_ptr, dz_ptr, dx_ptr,
-        partials_ptr + (width - C), partials_ptr, dshift_ptr, p_begin, r_begin, r_end, H, W, G,
+        partials_ptr + (width - C), partials_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch,
         dy_stride_c, dy_stride_h, dy_stride_w, x_stride_c, x_stride_h, x_stride_w,
-        dx_stride_c, dx_stride_h, dx_stride_w, BLOCK_C, BLOCK_W, RELU_U, EVEN_C, WIDE,
+        dx_stride_c, dx_stride_h, dx_stride_w, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, cdiv, next_power_of_2
-from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .geometry import device_of, is_channels_last, is_flat, compared_size, is_wide, march_tile, num_sms, tiles, vector_width
 from .launcher import Group
 from .norm_backward import norm_complete_kernel, norm_march_kernel, norm_reduce_kernel
 
@@ -45,7 +45,7 @@ def norm_backward(
     channels_last = is_channels_last(x)
     size = c // num_splits
     if config is None:
-        config = configs.backward_config((n, c, h, w), num_splits, x.element_size(), channels_last, num_sms(x.device))
+        config = configs.backward_config((n, c, h, w), num_splits, x.element_size(), channels_last, num_sms(x.device), compared_size(x.dtype))
     strip_rows = config.strip_rows or h
     strips = cdiv(h, strip_rows)
     chunk = chunk_pixels(config, n * num_splits, h, w, num_sms(x.device))
@@ -54,7 +54,8 @@ def norm_backward(
     da = torch.empty_like(z)
     sums = z.new_empty((num_splits, 5, n, chunks))
     partials = z.new_empty((n, strips, width))
-    scratch = z.new_empty((n, num_splits, strips, 2, (strip_rows + 2) * w))
+    pitch = configs.border_pitch(w, config, channels_last)
+    scratch = z.new_empty((n, num_splits, strips, 2, strip_rows + 4, pitch))
     dgamma2 = None if gamma2 is None else torch.empty_like(gamma2, memory_format=torch.contiguous_format)
     dbeta2 = None if beta2 is None else torch.empty_like(beta2, memory_format=torch.contiguous_format)
     dw, pw = dw.contiguous(), pw.contiguous()
@@ -63,7 +64,7 @@ def norm_backward(
 
     given = x if dy is None else dy  # dy's strides are not read where dy is None
     flat, flat_dy = is_flat(x), is_flat(given)
-    options = tiles(config, size)
+    options = tiles(config, size) | march_tile(config, w, channels_last)
     common: dict[str, Any] = {
         **{name: options.pop(name) for name in ("BLOCK_P", "num_warps", "maxnreg") if name in options},
         "RELU_Z": relu_z,
@@ -88,7 +89,7 @@ def norm_backward(
         norm_march_kernel[(slabs, strips)](
             dy if gamma1 is None else None, x, dw if gamma1 is None else first, beta1,
             None if gamma1 is None else first[1], pw, z, lse, second, da, sums, summed2, dgamma2, dbeta2, dx, partials,
-            scratch, h, w, c, size, num_splits, n, strips, strip_rows, chunks, width,
+            scratch, h, w, c, size, num_splits, n, strips, strip_rows, chunks, width, pitch,
             *given.stride(), *x.stride(), *dx.stride(), BLOCK_N=32 * config.num_warps // block_i, BLOCK_I=block_i,
             RELU_U=relu_u, BATCH_Z=gamma2 is not None, SUM_IMAGES=gamma2 is not None or beta2 is not None,
             VEC=vec_dx, **options, **common,

@@ -1,0 +1,84 @@
+"""What both marches of the backward share: which row wins a window, and what becomes of a pixel's sum t.
+
+A and dl lie with a border, as [rows + 4, pitch]: row i is row r_begin - 1 + i of the map and column j its column j - 1.
+dl is 0 beyond the map, so that windows beyond it give nothing and need no masks.
+"""
+
+import triton
+import triton.language as tl
+
+from .primitives import clamp, maximum, widen
+
+
+@triton.jit
+def winning_rows(above, here, below, has_above):
+    """Of a window, given the maxima of its three rows: whether the first holds the maximum; whether the last does.
+
+    Neither: the middle one; so too where one is NaN, and dl with it.
+    """
+    return has_above & (above >= maximum(here, below)), below > maximum(above, here)
+
+
+@triton.jit
+def bordered(i, r_begin, r_end, H, W, pitch):
+    """Of element i of rows with a border: its pixel, its row, and whether march over r_begin .. r_end - 1 sees it."""
+    row = r_begin - 1 + i // pitch
+    col = i % pitch - 1
+    inside = (row >= 0) & (row < H) & (row <= r_end) & (col >= 0) & (col < W)
+    return row * W + col, row, inside
+
+
+@triton.jit
+def finish(
+    t,
+    dy_ptr,  # or None
+    x_ptr,
+    a_ptr,  # A of these pixels
+    dx_ptr,
+    row,
+    col,  # columns, W or more where nothing is to be written
+    o_c,
+    m_c,
+    o_x,  # offset of x in its row
+    scale,
+    shift,  # or None
+    centre,  # or None
+    weight,
+    r_begin,
+    r_end,
+    H,
+    W,
+    dy_stride_c,
+    dy_stride_h,
+    dy_stride_w,
+    x_stride_h,
+    dx_stride_c,
+    dx_stride_h,
+    dx_stride_w,
+    RELU_U: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Writes dx = D * (1 + A) + scale * v * t of pixels of one row; returns t * x and t, 0 where nothing is written."""
+    dtype: tl.constexpr = t.dtype
+    m = (row >= r_begin) & (row < r_end) & (col < W)
+    if not EVEN_C:
+        m = m & m_c
+    o_row = clamp(row, H).to(tl.int64)
+    x = tl.load(x_ptr + o_row * x_stride_h + o_x, mask=m, other=0.0).to(dtype)
+    if centre is not None:
+        x -= centre
+    if RELU_U:
+        u = scale * x
+        if shift is not None:
+            u += shift
+        t = tl.where(u <= 0, 0.0, t)
+    t = tl.where(m, t, 0.0)
+    dx = weight * t
+    if dy_ptr is not None:
+        o_dy = o_c * dy_stride_c + widen(col, WIDE) * dy_stride_w
+        dy = tl.load(dy_ptr + o_row * dy_stride_h + o_dy, mask=m, other=0.0).to(dtype)
+        dx += dy + tl.load(a_ptr) * dy
+    o_dx = o_c * dx_stride_c + widen(col, WIDE) * dx_stride_w
+    tl.store(dx_ptr + o_row * dx_stride_h + o_dx, dx.to(dx_ptr.dtype.element_ty), mask=m)
+    return t * x, t
