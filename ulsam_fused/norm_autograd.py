@@ -36,8 +36,8 @@ def norm_form(
     running1: Running | None,
     running2: Running | None,
     group: Any,
-) -> tuple[Tensor, Tensor]:
-    """y and A (A without elements unless needed); gamma1 or gamma2 None: that norm is absent (see torch_norm.py).
+) -> tuple[Tensor, Tensor | None]:
+    """y and A (None or empty unless needed); gamma1 or gamma2 None: that norm is absent (see torch_norm.py).
 
     cancelled: biases of the convolutions before a norm; a gradient of 0 tells DistributedDataParallel and optimizers
     that they took part.

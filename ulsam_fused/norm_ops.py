@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tracing
+from . import backends, tracing
 from .batch_norm import Running
-from .ops import implementation
+from .ops import filled, implementation
 
 _FORWARD = {"triton": "ulsam_fused.kernels.norm_launcher", "torch": "ulsam_fused.torch_norm"}
 _BACKWARD = {"triton": "ulsam_fused.kernels.norm_backward_launcher", "torch": "ulsam_fused.torch_norm"}
@@ -36,11 +36,12 @@ def _norm_forward(
     *exchange: Any,  # running1, running2, group
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # an empty batch still takes part in what processes exchange; it needs no kernel
-    module = implementation("torch" if x.numel() == 0 else backend, x.device, _FORWARD)
-    return module.norm_forward(  # type: ignore[no-any-return]
+    module = implementation("torch" if x.numel() == 0 else backends.requested(backend), x.device, _FORWARD)
+    y, attention, z, *rest = module.norm_forward(
         x, dw, gamma1, beta1, pw, gamma2, beta2, num_splits, eps1, eps2, relu_u, relu_z, out_dtype, need_attention,
         *exchange,
     )  # fmt: skip
+    return y, filled(attention, z), z, *rest
 
 
 def _norm_backward(
@@ -64,13 +65,12 @@ def _norm_backward(
     backend: str,
     group: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    module = implementation("torch" if x.numel() == 0 else backend, x.device, _BACKWARD)
+    module = implementation("torch" if x.numel() == 0 else backends.requested(backend), x.device, _BACKWARD)
     gradients = module.norm_backward(
         dy, d_attention, x, dw, gamma1, beta1, pw, gamma2, beta2, z, lse, first, second, num_splits, eps1, relu_u,
         relu_z, group,
     )  # fmt: skip
-    # an operator's outputs are tensors
-    return tuple(dw.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
+    return tuple(filled(gradient, dw) for gradient in gradients)  # type: ignore[return-value]
 
 
 _LIBRARY = torch.library.Library("ulsam_fused", "FRAGMENT")

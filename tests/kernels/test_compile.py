@@ -30,6 +30,12 @@ def test_unusual_calls_compile(tmp_path: pathlib.Path) -> None:
     assert output.split() == ["76", "launches", "compiled"]
 
 
+def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path) -> None:
+    """Past Triton's binding: the same kernel with the same arguments, whatever differs between calls."""
+    output = run(pathlib.Path(__file__).with_name("launches_kept.py"), cache=tmp_path)
+    assert output.split() == ["74", "launches", "compared"]
+
+
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     """One test, since its compilations are its cost, about 60."""
