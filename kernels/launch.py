@@ -18,7 +18,7 @@ TRIED = ((3, 6), (3, 7), (3, 9))
 """Releases of Triton for which `make compile-matrix` has compared what arrives at the driver."""
 
 keep = torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in TRIED
-"""Whether compiled kernels are kept. For AMD's GPUs Triton's choice also depends on the sizes of tensors."""
+"""Whether compiled kernels are kept and used. For AMD's GPUs Triton's choice also depends on the sizes of tensors."""
 
 
 class Launch:
@@ -38,15 +38,21 @@ class Launch:
 
     def __call__(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
         """On the current stream of the current device, which is the tensors'; always the same for one launch."""
+        if not keep or _watched():
+            self._bound(tensors, floats)
+            return
         key = tuple([None if t is None else (t.dtype,) if t.data_ptr() & 15 else t.dtype for t in tensors])
         run = self._kept.get(key)
-        if run is not None and not _watched():
+        if run is not None:
             run(*tensors, *floats, *self._arguments)
             return
-        compiled = self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
-        if keep and type(compiled) is CompiledKernel and not _watched():
-            if len(tensors) + len(floats) + len(self._arguments) == len(self.kernel.arg_names):
-                self._kept[key] = compiled[self.grid]
+        compiled = self._bound(tensors, floats)
+        complete = len(tensors) + len(floats) + len(self._arguments) == len(self.kernel.arg_names)
+        if complete and type(compiled) is CompiledKernel:
+            self._kept[key] = compiled[self.grid]
+
+    def _bound(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...]) -> Any:
+        return self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
 
 
 def _watched() -> bool:

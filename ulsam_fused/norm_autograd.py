@@ -86,9 +86,9 @@ class NormalizedSubspaceAttention(torch.autograd.Function):
         ctx.cancelled = [None if t is None else (t.shape, t.dtype) for t in (dw_bias, pw_bias)]
         ctx.arguments, ctx.group = arguments, exchange["group"]
         ctx.set_materialize_grads(False)
-        if arguments[6]:
+        if arguments[6] or attention is None:
             ctx.mark_non_differentiable(first, second)
-        else:
+        else:  # empty, where the operator was called
             ctx.mark_non_differentiable(attention, first, second)
         return y, attention, first, second
 

@@ -34,13 +34,17 @@ def _norm_forward(
     need_attention: bool,
     backend: str,
     *exchange: Any,  # running1, running2, group
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     # an empty batch still takes part in what processes exchange; it needs no kernel
     module = implementation("torch" if x.numel() == 0 else backends.requested(backend), x.device, _FORWARD)
-    y, attention, z, *rest = module.norm_forward(
+    return module.norm_forward(  # type: ignore[no-any-return]
         x, dw, gamma1, beta1, pw, gamma2, beta2, num_splits, eps1, eps2, relu_u, relu_z, out_dtype, need_attention,
         *exchange,
     )  # fmt: skip
+
+
+def _norm_forward_op(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    y, attention, z, *rest = _norm_forward(x, *arguments)
     return y, filled(attention, z), z, *rest
 
 
@@ -86,7 +90,7 @@ _LIBRARY.define(
     "-> (Tensor dx, Tensor ddw, Tensor dgamma1, Tensor dbeta1, Tensor dpw, Tensor dgamma2, Tensor dbeta2)"
 )
 for _key in ("CPU", "CUDA"):
-    _LIBRARY.impl("norm_forward", _norm_forward, _key)
+    _LIBRARY.impl("norm_forward", _norm_forward_op, _key)
     _LIBRARY.impl("norm_backward", _norm_backward, _key)
 
 
@@ -137,7 +141,7 @@ def _(
 
 def norm_forward(
     x: Tensor, *arguments: Any, running1: Running | None, running2: Running | None, group: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """y, A, z, lse, first and second; arguments as `_norm_forward`. The operator takes no running and no group."""
     if needs_op(x, group):
         assert running1 is None
