@@ -106,7 +106,7 @@ def logit_gradient(
     BLOCK_P: tl.constexpr,
     RELU_Z: tl.constexpr,
 ):
-    """Writes A and dl of rows r_begin - 1 .. r_end and their border; returns the sum of dl over r_begin .. r_end - 1."""
+    """Writes A and dl of rows r_begin - 1 .. r_end and their border; returns the sum of dl over rows r_begin on."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     db = tl.full([], 0.0, dtype)
     for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
@@ -312,9 +312,7 @@ def backward_kernel(
         r_end = tl.minimum(r_begin + strip_rows, H)
         a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
         dl_ptr = a_ptr + (strip_rows + 4) * pitch
-        db = logit_gradient(
-            z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z
-        )
+        db = logit_gradient(z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z)
         tl.debug_barrier()  # A and dl are written before they are read
         partials_ptr += (n * strips + part) * width
         if RELU_Z:

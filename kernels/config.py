@@ -68,8 +68,8 @@ def backward_config(
     if channels_last:
         config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
         return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
-    # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248). 168 registers let
-    # an SM hold three programs of four warps; float32 spills there.
+    # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248). 168 registers
+    # let an SM hold three programs of four warps; where x is compared in float32 they do not suffice.
     per_lane, max_registers = {2: (4, 168), 4: (4, 255), 8: (1, 255)}[compared or itemsize]
     return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers)
 

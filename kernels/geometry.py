@@ -67,6 +67,9 @@ def num_sms(device: torch.device) -> int:
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """The context in which kernels for x are launched: the process may have another GPU selected."""
-    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
         return torch.cuda.device(x.device)
-    return contextlib.nullcontext()
+    return _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()

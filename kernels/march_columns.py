@@ -1,7 +1,7 @@
 """The march of the backward in channels_last: lanes are channels, and a strip of columns stands in a lane's registers.
 
-Lane (c, s) owns columns s * COLUMNS .. s * COLUMNS + COLUMNS - 1 of a tile, so that neighbours are registers and nothing
-is exchanged. Beyond the strip it knows two columns of x and one window on either side (HALO), unless one strip is the
+Lane (c, s) owns columns s * COLUMNS .. s * COLUMNS + COLUMNS - 1 of a tile, so that neighbours are registers and
+nothing is exchanged. Beyond the strip it knows two columns of x and one window on either side (HALO), unless one strip is the
 whole row. Tuples are of columns, each [BLOCK_C, BLOCK_W] (channels, strips):
 
     xs   [COLUMNS + 4]   sign * x of a row, from column -2 of the strip on
@@ -144,12 +144,12 @@ def march_columns(
                         ts_n = ts_n + (t_a[j],)
                 # row - 2 has heard from all its windows
                 done = row - 2
-                a_row = a_ptr + tl.maximum(done - r_begin + 1, 0) * pitch
+                o_a = tl.maximum(done - r_begin + 1, 0) * pitch
                 for j in tl.static_range(COLUMNS):
                     t = collect(x_a, ts_a, col == 0, j, COLUMNS, HALO)
                     tx, t = finish(
-                        t, dy_ptr, x_ptr, a_row + (col + (j + 1)), dx_ptr, done, col + j, o_c, m_c, offsets[j + (2 if HALO else 0)],
-                        scale, shift, centre, weight, r_begin, r_end, H, W, dy_stride_c, dy_stride_h, dy_stride_w,
+                        t, dy_ptr, x_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, col + j, o_c, m_c,
+                        offsets[j + (2 if HALO else 0)], scale, shift, centre, weight, r_begin, r_end, H, W, dy_stride_c, dy_stride_h, dy_stride_w,
                         x_stride_h, dx_stride_c, dx_stride_h, dx_stride_w, RELU_U, EVEN_C, WIDE,
                     )  # fmt: skip
                     sum_tx += tx

@@ -102,12 +102,12 @@ def march_lanes(
                 t_n = tl.where(below, dl, 0.0)
                 # row - 2 has heard from all its windows
                 done = row - 2
-                a_row = a_ptr + tl.maximum(done - r_begin + 1, 0) * pitch
+                o_a = tl.maximum(done - r_begin + 1, 0) * pitch
                 t = tl.where(left_a | right_a, 0.0, t_a)
                 t += tl.gather(tl.where(left_a, t_a, 0.0), to_the_left, 1)
                 t += tl.gather(tl.where(right_a, t_a, 0.0), to_the_right, 1)
                 tx, t = finish(
-                    t, dy_ptr, x_ptr, a_row + (col + 1), dx_ptr, done, written, o_c, m_c, o_x,
+                    t, dy_ptr, x_ptr, a_ptr, o_a + (col + 1), dx_ptr, done, written, o_c, m_c, o_x,
                     scale, shift, centre, weight, r_begin, r_end, H, W, dy_stride_c, dy_stride_h, dy_stride_w,
                     x_stride_h, dx_stride_c, dx_stride_h, dx_stride_w, RELU_U, EVEN_C, WIDE,
                 )  # fmt: skip

@@ -229,9 +229,7 @@ def norm_reduce_kernel(
     )  # fmt: skip
     tl.debug_barrier()  # dA is written before it is read
     sums_ptr += (k.to(tl.int64) * 5 * images + n) * chunks + part
-    chunk_sums(
-        z_ptr, da_ptr, lse, gain, offset, mean, rstd, sums_ptr, images * chunks, p_begin, p_end, BLOCK_P, RELU_Z
-    )
+    chunk_sums(z_ptr, da_ptr, lse, gain, offset, mean, rstd, sums_ptr, images * chunks, p_begin, p_end, BLOCK_P, RELU_Z)
 
 
 @triton.jit

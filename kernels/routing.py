@@ -33,7 +33,8 @@ def finish(
     t,
     dy_ptr,  # or None
     x_ptr,
-    a_ptr,  # A of these pixels
+    a_ptr,  # not read without dy
+    o_a,  # offset of A
     dx_ptr,
     row,
     col,  # columns, W or more where nothing is to be written
@@ -78,7 +79,7 @@ def finish(
     if dy_ptr is not None:
         o_dy = o_c * dy_stride_c + widen(col, WIDE) * dy_stride_w
         dy = tl.load(dy_ptr + o_row * dy_stride_h + o_dy, mask=m, other=0.0).to(dtype)
-        dx += dy + tl.load(a_ptr) * dy
+        dx += dy + tl.load(a_ptr + o_a) * dy
     o_dx = o_c * dx_stride_c + widen(col, WIDE) * dx_stride_w
     tl.store(dx_ptr + o_row * dx_stride_h + o_dx, dx.to(dx_ptr.dtype.element_ty), mask=m)
     return t * x, t

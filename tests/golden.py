@@ -182,11 +182,11 @@ def run_forward(
     assert z.shape == (n, case.num_splits, h, w)
     assert z.is_contiguous()
     assert lse.shape == (n, case.num_splits)
-    assert A.shape == (z.shape if need_attention else (0,))
-    assert A.is_contiguous()
-    assert z.dtype == lse.dtype == A.dtype == case.compute_dtype
+    assert (A is not None) == need_attention
+    assert all(t.is_contiguous() and t.dtype == case.compute_dtype for t in (z, lse, A) if t is not None)
+    assert A is None or A.shape == z.shape
     interpreted = getattr(module, "INTERPRETED", False)
-    return Results(y=y, A=A if need_attention else None, interpreted=interpreted), z, lse
+    return Results(y=y, A=A, interpreted=interpreted), z, lse
 
 
 def run_backward(module: ModuleType, case: Case, z: Tensor, lse: Tensor, **options: Any) -> Results:

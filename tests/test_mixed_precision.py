@@ -29,9 +29,7 @@ def losses(module: nn.Module, x: Tensor, dy: Tensor, golden: dict[str, Tensor]) 
 @pytest.mark.parametrize("half_parameters", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_against_float64(
-    dtype: torch.dtype, half_parameters: bool, training: bool, backend: str, device: str
-) -> None:
+def test_against_float64(dtype: torch.dtype, half_parameters: bool, training: bool, backend: str, device: str) -> None:
     """Half x: errors at most twice those of the authors' module in the same type, plus its epsilon."""
     theirs, ours = pair(4, 2, device=device)
     theirs.to(dtype).double()

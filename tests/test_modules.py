@@ -1,10 +1,13 @@
 """The layer: parameters, initialisation, state dict, printing, learning."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import ulsam_fused as uf
 
@@ -75,6 +78,50 @@ def test_state_dict_round_trip() -> None:
     second.load_state_dict(first.state_dict())
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_nothing_is_remembered_of_earlier_calls() -> None:
+    """What is kept between calls belongs to geometries, never to a layer: parameters, types, options may change."""
+    layer = uf.ULSAM(8, 2, norm="batch", bias=True, activation="relu", backend="torch").eval()
+    x = torch.randn(2, 8, 5, 4)
+
+    def agrees() -> None:
+        with torch.no_grad():
+            y = layer(x)
+            expected = copy.deepcopy(layer)
+            expected.backend = "reference"
+            torch.testing.assert_close(y - x, expected(x) - x)
+
+    def load() -> None:
+        layer.load_state_dict({name: t + 1 for name, t in layer.state_dict().items()})
+
+    def replace() -> None:
+        layer.dw_weight = nn.Parameter(torch.randn(8, dtype=x.dtype))
+        layer.dw_norm = nn.BatchNorm2d(8, 1e-2, dtype=x.dtype).eval()
+
+    agrees()
+    for change in (load, replace, layer.double, lambda: setattr(layer, "activation", None)):
+        change()
+        x = x.to(layer.dw_weight.dtype)
+        agrees()
+    layer = pickle.loads(pickle.dumps(layer))
+    agrees()
+
+
+def test_parametrised_and_pruned() -> None:
+    """Then a parameter is computed by the attribute, and not in the module's table."""
+    x = torch.randn(2, 4, 3, 3)
+    layer = uf.ULSAM(4, 2)
+    pruned = prune.l1_unstructured(copy.deepcopy(layer), "dw_weight", amount=2)
+    torch.testing.assert_close(pruned(x), uf.subspace_attention(x, pruned.dw_weight, layer.pw_weight, 2))
+    assert (pruned.dw_weight == 0).sum() == 2
+    parametrize.register_parametrization(layer, "pw_weight", nn.Tanh())
+    torch.testing.assert_close(layer(x), uf.subspace_attention(x, layer.dw_weight, layer.pw_weight, 2))
+    normed = uf.ULSAM(4, 2, norm="batch").eval()
+    plain = copy.deepcopy(normed)
+    parametrize.register_parametrization(normed.dw_norm, "weight", nn.Tanh())
+    nn.init.constant_(plain.dw_norm.weight, math.tanh(1))
+    torch.testing.assert_close(normed.attention(x), plain.attention(x))
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

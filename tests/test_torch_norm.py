@@ -59,9 +59,7 @@ def test_small_maps(shape: tuple[int, int, int, int]) -> None:
     case = make_norm_case(shape, 1, relu_u=False, relu_z=False)
     buffers = make_buffers(case)
     after = buffers.clone()
-    check_norm_forward(
-        case, run_norm_forward(torch_norm, case, after), interpreted=False, buffers=buffers, after=after
-    )
+    check_norm_forward(case, run_norm_forward(torch_norm, case, after), interpreted=False, buffers=buffers, after=after)
     if shape[2:] != (1, 1):  # where A is 1, and dx is 2 dy whatever the rest does
         check_norm(case, run_norm_backward(torch_norm, case), interpreted=False)
 

@@ -190,7 +190,14 @@ def fully_sharded(rank: int) -> None:
 PROOFS: dict[str, Callable[[int], None]] = {
     f.__name__: f
     for f in (
-        synchronised, separate, empty_batch, one_value_per_process, converted, compiled, shared_weights, fully_sharded,
+        synchronised,
+        separate,
+        empty_batch,
+        one_value_per_process,
+        converted,
+        compiled,
+        shared_weights,
+        fully_sharded,
     )
 }
 

@@ -26,9 +26,15 @@ def general_form(
     out_dtype: torch.dtype | None,
     need_attention: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """y and A (A without elements unless needed); no Function where no gradient can be asked for."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, shift, v, b)):
+) -> tuple[Tensor, Tensor | None]:
+    """y and A (None or empty unless needed); no Function where no gradient can be asked for."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or scale.requires_grad
+        or v.requires_grad
+        or (shift is not None and shift.requires_grad)
+        or (b is not None and b.requires_grad)
+    ):
         arguments = (num_splits, relu_u, relu_z, out_dtype, need_attention, True, backend)
         return SubspaceAttention.apply(x, scale, shift, v, b, *arguments)  # type: ignore[no-any-return,no-untyped-call]
     y, attention, _, _ = ops.forward(
@@ -48,7 +54,7 @@ class SubspaceAttention(torch.autograd.Function):
         ctx.save_for_backward(x, scale, shift, v, b, z, lse)
         ctx.arguments = arguments
         ctx.set_materialize_grads(False)
-        if not arguments[4]:
+        if attention is not None and not arguments[4]:
             ctx.mark_non_differentiable(attention)
         return y, attention
 

@@ -60,7 +60,11 @@ def resolve(backend: str, device: torch.device) -> str:
         ValueError: unknown name.
         RuntimeError: a backend that was asked for by name cannot serve this device; the message says why.
     """
-    backend = requested(backend)
+    return serving(requested(backend), device)
+
+
+def serving(backend: str, device: torch.device) -> str:
+    """As `resolve`, for a name that `requested` gave."""
     if backend == "auto":
         return "triton" if device.type == "cuda" and triton_problem() is None else "torch"
     if backend == "triton":

@@ -40,8 +40,10 @@ def group_of(norms: tuple[nn.Module, nn.Module], synchronised: bool, process_gro
 
     They share it where they were converted to torch.nn.SyncBatchNorm, or their layer by `sync_batchnorm`.
     """
+    if not (norms[0].training or norms[1].training):
+        return None
     converted = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
-    if not (synchronised or converted) or not any(norm.training for norm in norms):
+    if not (synchronised or converted):
         return None
     if not (dist.is_available() and dist.is_initialized()):
         return None

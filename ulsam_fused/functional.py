@@ -96,6 +96,7 @@ def subspace_attention(
         g = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
     checks.check_out_dtype(out_dtype)
     backend = backends.requested(backend)
+    attention: Tensor | None
     if backend == "reference" or tracing.needs_plain_pytorch():
         y, attention = reference.general_form(
             x, dw_weight, dw_bias, pw_weight, pw_bias, g, relu_u=relu, relu_z=relu, out_dtype=out_dtype
@@ -104,4 +105,7 @@ def subspace_attention(
         y, attention = autograd.general_form(
             x, dw_weight, dw_bias, pw_weight, pw_bias, g, relu, relu, out_dtype, return_attention, backend
         )
-    return (y, attention) if return_attention else y
+    if not return_attention:
+        return y
+    assert attention is not None
+    return y, attention

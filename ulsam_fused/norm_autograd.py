@@ -36,8 +36,8 @@ def norm_form(
     running1: Running | None,
     running2: Running | None,
     group: Any,
-) -> tuple[Tensor, Tensor]:
-    """y and A (A without elements unless needed); gamma1 or gamma2 None: that norm is absent (see torch_norm.py).
+) -> tuple[Tensor, Tensor | None]:
+    """y and A (None or empty unless needed); gamma1 or gamma2 None: that norm is absent (see torch_norm.py).
 
     cancelled: biases of the convolutions before a norm; a gradient of 0 tells DistributedDataParallel and optimizers
     that they took part.
@@ -86,9 +86,9 @@ class NormalizedSubspaceAttention(torch.autograd.Function):
         ctx.cancelled = [None if t is None else (t.shape, t.dtype) for t in (dw_bias, pw_bias)]
         ctx.arguments, ctx.group = arguments, exchange["group"]
         ctx.set_materialize_grads(False)
-        if arguments[6]:
+        if arguments[6] or attention is None:
             ctx.mark_non_differentiable(first, second)
-        else:
+        else:  # empty, where the operator was called
             ctx.mark_non_differentiable(attention, first, second)
         return y, attention, first, second
 

@@ -1,8 +1,8 @@
 """The authors' form, with its two BatchNorms, as a function, and which way a call takes.
 
-    both norms fixed       they fold into the general form: one launch
-    batch statistics       norm_autograd.py
-    plain PyTorch needed   reference.py
+both norms fixed       they fold into the general form: one launch
+batch statistics       norm_autograd.py
+plain PyTorch needed   reference.py
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, backends, batch_norm, checks, norm_autograd, norm_ops, reference, tracing
+from .attributes import norm_tensors
 from .batch_norm import Norm, Running
 
 
@@ -31,11 +32,10 @@ def norm_attention(
     out_dtype: torch.dtype | None = None,
     backend: str = "auto",
     group: Any = None,  # distributed.Group, with which statistics of the batch are shared
-) -> tuple[Tensor, Tensor]:
-    """y [N,C,H,W] and A [N,g,H,W] (empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
-    # each attribute of a module once: its lookup takes half a microsecond, and there are many
-    gamma1, beta1, mean1, var1 = dw_norm.weight, dw_norm.bias, dw_norm.running_mean, dw_norm.running_var
-    gamma2, beta2, mean2, var2 = pw_norm.weight, pw_norm.bias, pw_norm.running_mean, pw_norm.running_var
+) -> tuple[Tensor, Tensor | None]:
+    """y [N,C,H,W], A [N,g,H,W] (None or empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
+    gamma1, beta1, mean1, var1 = norm_tensors(dw_norm)
+    gamma2, beta2, mean2, var2 = norm_tensors(pw_norm)
     if not checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
         num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
     if not checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, x.shape[1]):
@@ -48,8 +48,8 @@ def norm_attention(
     dw_batch, pw_batch = dw_norm.training or mean1 is None, pw_norm.training or mean2 is None
     if (dw_batch or pw_batch) and x.numel() == x.shape[1] and group is None:  # as torch.nn.functional.batch_norm
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    running1 = _running(dw_norm, dw_bias, update)
-    running2 = _running(pw_norm, pw_bias, update)
+    running1 = _running(dw_norm, dw_bias) if update and dw_norm.training else None
+    running2 = _running(pw_norm, pw_bias) if update and pw_norm.training else None
 
     if (backend == "reference" or tracing.needs_plain_pytorch()) and group is None:
         return reference.batch_norm_form(
@@ -106,9 +106,9 @@ def authors_dtype(x: Tensor) -> torch.dtype | None:
     return torch.promote_types(x.dtype, torch.float32) if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
-def _running(norm: nn.BatchNorm2d, bias: Tensor | None, update: bool) -> Running | None:
-    """What this call updates; counts it, as torch.nn.BatchNorm2d does."""
-    if not (norm.training and norm.track_running_stats and update):
+def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
+    """What this call updates in training mode; counts it, as torch.nn.BatchNorm2d does."""
+    if not norm.track_running_stats:
         return None
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:

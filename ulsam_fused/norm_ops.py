@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tracing
+from . import backends, tracing
 from .batch_norm import Running
-from .ops import implementation
+from .ops import filled, implementation
 
 _FORWARD = {"triton": "ulsam_fused.kernels.norm_launcher", "torch": "ulsam_fused.torch_norm"}
 _BACKWARD = {"triton": "ulsam_fused.kernels.norm_backward_launcher", "torch": "ulsam_fused.torch_norm"}
@@ -34,13 +34,18 @@ def _norm_forward(
     need_attention: bool,
     backend: str,
     *exchange: Any,  # running1, running2, group
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     # an empty batch still takes part in what processes exchange; it needs no kernel
-    module = implementation("torch" if x.numel() == 0 else backend, x.device, _FORWARD)
+    module = implementation("torch" if x.numel() == 0 else backends.requested(backend), x.device, _FORWARD)
     return module.norm_forward(  # type: ignore[no-any-return]
         x, dw, gamma1, beta1, pw, gamma2, beta2, num_splits, eps1, eps2, relu_u, relu_z, out_dtype, need_attention,
         *exchange,
     )  # fmt: skip
+
+
+def _norm_forward_op(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    y, attention, z, *rest = _norm_forward(x, *arguments)
+    return y, filled(attention, z), z, *rest
 
 
 def _norm_backward(
@@ -64,13 +69,12 @@ def _norm_backward(
     backend: str,
     group: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    module = implementation("torch" if x.numel() == 0 else backend, x.device, _BACKWARD)
+    module = implementation("torch" if x.numel() == 0 else backends.requested(backend), x.device, _BACKWARD)
     gradients = module.norm_backward(
         dy, d_attention, x, dw, gamma1, beta1, pw, gamma2, beta2, z, lse, first, second, num_splits, eps1, relu_u,
         relu_z, group,
     )  # fmt: skip
-    # an operator's outputs are tensors
-    return tuple(dw.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
+    return tuple(filled(gradient, dw) for gradient in gradients)  # type: ignore[return-value]
 
 
 _LIBRARY = torch.library.Library("ulsam_fused", "FRAGMENT")
@@ -86,7 +90,7 @@ _LIBRARY.define(
     "-> (Tensor dx, Tensor ddw, Tensor dgamma1, Tensor dbeta1, Tensor dpw, Tensor dgamma2, Tensor dbeta2)"
 )
 for _key in ("CPU", "CUDA"):
-    _LIBRARY.impl("norm_forward", _norm_forward, _key)
+    _LIBRARY.impl("norm_forward", _norm_forward_op, _key)
     _LIBRARY.impl("norm_backward", _norm_backward, _key)
 
 
@@ -137,7 +141,7 @@ def _(
 
 def norm_forward(
     x: Tensor, *arguments: Any, running1: Running | None, running2: Running | None, group: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """y, A, z, lse, first and second; arguments as `_norm_forward`. The operator takes no running and no group."""
     if needs_op(x, group):
         assert running1 is None

@@ -17,12 +17,11 @@ _implementations: dict[tuple[str, torch.device, str], Any] = {}
 
 
 def implementation(backend: str, device: torch.device, modules: dict[str, str] = _MODULES) -> Any:
-    """The module, one of `modules`, that serves this backend on this device."""
-    backend = backends.requested(backend)
+    """The module, one of `modules`, that serves this backend, as `backends.requested` gives it, on this device."""
     key = (backend, device, modules["triton"])
     module = _implementations.get(key)
     if module is None:
-        module = importlib.import_module(modules[backends.resolve(backend, device)])
+        module = importlib.import_module(modules[backends.serving(backend, device)])
         _implementations[key] = module
     return module
 
@@ -41,9 +40,10 @@ def _forward(
     need_lse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return implementation(backend, x.device).forward(  # type: ignore[no-any-return]
+    y, attention, z, lse = implementation(backends.requested(backend), x.device).forward(
         x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, need_attention, need_lse
     )
+    return y, filled(attention, z), z, filled(lse, z)
 
 
 def _backward(
@@ -61,17 +61,15 @@ def _backward(
     relu_z: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dscale, dshift, dv, db = implementation(backend, x.device).backward(
+    dx, dscale, dshift, dv, db = implementation(backends.requested(backend), x.device).backward(
         dy, d_attention, x, scale, shift, v, b, z, lse, num_splits, relu_u, relu_z
     )
-    absent = scale.new_empty(0)  # an operator's outputs are tensors
-    return (
-        dx,
-        dscale,
-        absent if dshift is None else dshift,
-        dv,
-        scale.new_empty(0) if db is None else db,
-    )
+    return dx, dscale, filled(dshift, scale), dv, filled(db, scale)
+
+
+def filled(t: Tensor | None, like: Tensor) -> Tensor:
+    """An operator's outputs are tensors, and no two of them are one."""
+    return like.new_empty(0) if t is None else t
 
 
 _LIBRARY = torch.library.Library("ulsam_fused", "DEF")
@@ -134,13 +132,15 @@ def _(
     return torch.empty_like(x), like(scale), like(shift), like(v), like(b)
 
 
-def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, A, z and lse; arguments as `_forward`."""
-    call = torch.ops.ulsam_fused.forward.default if tracing.needs_op(x) else _forward
-    return call(x, *arguments)
+def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """y, A, z and lse; arguments as `_forward`. A and lse are None, or of no elements, unless needed."""
+    if tracing.needs_op(x):
+        return torch.ops.ulsam_fused.forward.default(x, *arguments)  # type: ignore[no-any-return]
+    return implementation(arguments[-1], x.device).forward(x, *arguments[:-1])  # type: ignore[no-any-return]
 
 
-def backward(dy: Tensor | None, d_attention: Tensor | None, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """dx, dscale, dshift, dv and db (the third and last of no elements where the parameter is None)."""
-    call = torch.ops.ulsam_fused.backward.default if tracing.needs_op(x) else _backward
-    return call(dy, d_attention, x, *arguments)
+def backward(dy: Tensor | None, d_attention: Tensor | None, x: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+    """dx, dscale, dshift, dv and db; the third and last None, or of no elements, where the parameter is."""
+    if tracing.needs_op(x):
+        return torch.ops.ulsam_fused.backward.default(dy, d_attention, x, *arguments)  # type: ignore[no-any-return]
+    return implementation(arguments[-1], x.device).backward(dy, d_attention, x, *arguments[:-1])  # type: ignore[no-any-return]

@@ -99,9 +99,11 @@ class SharedULSAM(SharesBatch, _Shared):
 
         In training mode they are those of the batch's statistics; running statistics are not updated.
         """
-        return self._attention(x, update=False, need_attention=True)[1]
+        _, attention = self._attention(x, update=False, need_attention=True)
+        assert attention is not None
+        return attention
 
-    def _attention(self, x: Tensor, *, update: bool, **options: Any) -> tuple[Tensor, Tensor]:
+    def _attention(self, x: Tensor, *, update: bool, **options: Any) -> tuple[Tensor, Tensor | None]:
         dw, dw_norm, pw, pw_norm = self.layers
         g = self.num_splits
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)

@@ -42,8 +42,8 @@ def forward(
     out_dtype: torch.dtype | None,
     need_attention: bool,
     need_lse: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y (strides of empty_like(x)), A and z before act_z [N,num_splits,H,W], lse [N,num_splits]; A, lse if needed."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """y (strides of empty_like(x)), A and z before act_z [N,g,H,W], lse [N,g]; A and lse None unless needed."""
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
         y, x_ = torch.empty_like(x, dtype=dtype), x.to(dtype)
@@ -52,10 +52,10 @@ def forward(
         logits = z.relu() if relu_z else z
         attention = softmax(logits)
         # the largest probability is exp(max - lse)
-        lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_() if need_lse else z.new_empty(0)
+        lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_() if need_lse else None
         x5 = split(x_, num_splits)
         torch.addcmul(x5, x5, spread(attention, x_), out=split(y, num_splits))
-        return y.to(out_dtype or x.dtype), attention if need_attention else z.new_empty(0), z, lse
+        return y.to(out_dtype or x.dtype), attention if need_attention else None, z, lse
 
 
 def backward(

@@ -56,10 +56,10 @@ def norm_forward(
     running1: Running | None = None,
     running2: Running | None = None,
     group: Any = None,  # distributed.Group
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """y, A, z [N,g,H,W], lse [N,g], first [5,C] (scale, mean, rstd, var, count), second [6,g] (gain, offset, ...).
 
-    A and first are empty where not needed; second is (1, b, 0, 1, 0, 0) without the second norm.
+    A is None and first empty where not needed; second is (1, b, 0, 1, 0, 0) without the second norm.
     """
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
@@ -96,7 +96,7 @@ def norm_forward(
         y = torch.empty_like(x, dtype=dtype)
         x5 = split(x_, num_splits)
         torch.addcmul(x5, x5, spread(attention, x_), out=split(y, num_splits))
-        return y.to(out_dtype or x.dtype), attention if need_attention else z.new_empty(0), z, lse, first, second
+        return y.to(out_dtype or x.dtype), attention if need_attention else None, z, lse, first, second
 
 
 def norm_backward(

@@ -13,7 +13,7 @@ from .checks import PLAIN
 
 _mode_depth: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-_in_jit_trace: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+_in_jit_trace: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 
 
 def needs_op(x: Tensor) -> bool:

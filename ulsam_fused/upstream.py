@@ -21,7 +21,7 @@ class _Upstream(modules.ULSAM):
         self.legacy_maxpool_input = legacy_maxpool_input
         state_dict.write_authors_keys(self)
 
-    def _norm_attention(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def _norm_attention(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         options["out_dtype"] = options.get("out_dtype") or authors_dtype(x)
         return super()._norm_attention(x, pool_input=self.legacy_maxpool_input, **options)
 

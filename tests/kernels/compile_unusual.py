@@ -38,7 +38,7 @@ def call(x: Tensor, num_splits: int, split: bool, *, biases: bool, maps: bool, d
         x, p, shift, p, b, num_splits, biases, not biases, torch.float32, maps, maps, config=forward
     )
     da = attention if maps else None
-    lse = meta(n, num_splits, dtype=z.dtype) if lse.numel() == 0 else lse
+    lse = meta(n, num_splits, dtype=z.dtype) if lse is None else lse
     launcher.backward(dy, da, x, p, shift, p, b, z, lse, num_splits, biases, not biases, config=backward)
 
 

@@ -67,9 +67,22 @@ def test_heights_around_a_strip(h: int, config: LaunchConfig, device: str) -> No
     backward(make_case((1, 2, h, 3), 1, device=device, channels_last=h % 2 == 0, relu_u=relu, relu_z=relu), config)
 
 
-@pytest.mark.parametrize("w", [1, 2, 3, 7, 8, 9, 10, 15, 16, 17])
-def test_widths_around_a_block(w: int, device: str) -> None:
-    backward(make_case((1, 2, 3, w), 1, device=device, channels_last=w % 2 == 0), slab(block_w=8))
+@FORMATS
+@pytest.mark.parametrize("w", [1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 17])
+def test_widths_around_a_block(w: int, nhwc: bool, device: str) -> None:
+    """Tiles of 8 lanes; in NCHW, where a row is longer, they overlap by two columns."""
+    backward(make_case((1, 2, 3, w), 1, device=device, channels_last=nhwc, relu_u=w % 2 == 0), slab(block_w=8))
+
+
+@pytest.mark.parametrize("strips", [1, 2, 4])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 7])
+def test_strips_of_columns(columns: int, strips: int, device: str) -> None:
+    """Widths one below, at and above a tile of so many strips, and one of two tiles."""
+    width = columns * strips
+    for w in sorted({max(width - 1, 1), width, width + 1, 2 * width}):
+        case = make_case((1, 3, 5, w), 1, device=device, channels_last=True, relu_z=True)
+        backward(case, slab(block_w=strips, columns=columns, block_c=2))
+        backward(case, split(2, block_w=strips, columns=columns))
 
 
 @pytest.mark.parametrize("w", [63, 64, 65])
@@ -176,6 +189,20 @@ def test_ties(dtype: torch.dtype, config: LaunchConfig, nhwc: bool, device: str)
     case = make_case((1, 3, 5, 9), 1, dtype, device, channels_last=nhwc)
     case.x = torch.randint_like(case.x, 3)
     case.scale = case.scale.abs() * torch.tensor([1, -1, 1], dtype=dtype, device=device)
+    backward(case, config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [slab(block_w=1, columns=9), slab(block_w=2, columns=5), split(2, block_w=2, columns=2)],
+    ids=["row", "strips", "tiles"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_ties_across_columns(dtype: torch.dtype, config: LaunchConfig, device: str) -> None:
+    """Likewise, where a lane holds several columns: within a strip, and across its borders."""
+    case = make_case((1, 3, 5, 9), 1, dtype, device, channels_last=True)
+    case.x = torch.randint_like(case.x, 3)
+    case.scale = case.scale.abs() * torch.tensor([1, -1, 0], dtype=dtype, device=device)
     backward(case, config)
 
 

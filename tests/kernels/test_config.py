@@ -29,7 +29,7 @@ def all_configs(choose: object) -> list[tuple[LaunchConfig, tuple[int, int, int,
 
 @CHOICES
 def test_tiles(choose: object) -> None:
-    for config, (_, _, _, w), _, itemsize, *_ in all_configs(choose):
+    for config, (_, _, _, w), _, itemsize, channels_last, _ in all_configs(choose):
         for block in (config.block_w, config.block_c, config.block_p, config.block_k, config.num_warps):
             assert block >= 1
             assert block & (block - 1) == 0, f"Triton needs powers of two: {config}"
@@ -38,10 +38,50 @@ def test_tiles(choose: object) -> None:
         march, flat = config.block_c * config.block_w, config.block_p * config.block_k
         assert lanes <= march <= 16 * lanes, f"the march must fill its lanes, and its registers not overflow: {config}"
         assert lanes <= flat <= 32 * lanes, config
+        if choose is backward_config and channels_last:
+            continue
+        assert config.columns == 1
         assert 8 <= config.block_w <= configs.MAX_BLOCK_W
         if itemsize < 8:  # float64 has one tile for all
             assert config.block_w >= w or config.block_w == configs.MAX_BLOCK_W, "a tile spans a row, unless it is long"
             assert config.block_w < 2 * w or config.block_w <= 16, "no more than half a tile is idle"
+
+
+@pytest.mark.parametrize("compared", [None, 4], ids=["own", "float32"])
+def test_tiles_of_columns(compared: int | None) -> None:
+    """Columns fit registers; tiles do not overshoot the row by much, and MobileNet's rows by an eighth at most."""
+    for (shape, g), itemsize in itertools.product(SHAPES, (2, 4)):
+        config = backward_config(shape, g, itemsize, True, H100, compared)
+        w = shape[3]
+        per_lane = config.block_c * config.block_w / (32 * config.num_warps)
+        assert 1 <= per_lane <= (2 if itemsize == 2 else 1)
+        whole_row = (config.block_w, config.columns) == (1, w)
+        assert per_lane * config.columns <= (14 if whole_row and (compared or itemsize) == 2 else 8)
+        width = config.block_w * config.columns
+        spanned = configs.cdiv(w, width) * width
+        assert spanned <= w * 3 / 2 + 4
+        if w in (7, 14, 28, 56, 112):
+            assert spanned <= w * 8 / 7
+
+
+@pytest.mark.parametrize(
+    ("w", "changes", "channels_last", "halo", "pitch"),
+    [
+        (7, {"block_w": 1, "columns": 7}, True, False, 9),
+        (8, {"block_w": 1, "columns": 7}, True, True, 16),
+        (14, {"block_w": 2, "columns": 7}, True, True, 16),
+        (8, {"block_w": 8, "columns": 1}, True, True, 10),
+        (1, {"block_w": 1, "columns": 1}, True, False, 3),
+        (8, {"block_w": 8, "columns": 1}, False, False, 10),
+        (9, {"block_w": 8, "columns": 1}, False, True, 14),
+    ],
+)
+def test_what_a_march_knows_beside_its_tile(
+    w: int, changes: dict[str, int], channels_last: bool, halo: bool, pitch: int
+) -> None:
+    config = dataclasses.replace(backward_config((1, 4, 8, 8), 1, 4, channels_last, 1), **changes)
+    assert configs.has_halo(w, config, channels_last) == halo
+    assert configs.border_pitch(w, config, channels_last) == pitch
 
 
 @CHOICES

@@ -4,8 +4,6 @@ Inputs are surrounded by NaN, which a stray read carries into the results. Outpu
 which an element that was not written keeps, and are surrounded by a pattern of bits that a stray write breaks.
 """
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from ulsam_fused.kernels.config import LaunchConfig
 import ulsam_fused as uf
 from golden import GRADIENTS, Case, check, make_case, run_backward, run_forward, run_public, saved
 from guards import Guards, guard_allocations
-from launches import slab, split
+from launches import count_launches, slab, split
 
 launcher = pytest.importorskip("ulsam_fused.kernels.launcher", reason="needs Triton")
 
@@ -90,26 +88,13 @@ def test_two_runs_agree_bit_by_bit(shape: tuple[int, int, int, int], config: Lau
         assert torch.equal(getattr(first[4], name), getattr(second[4], name)), name
 
 
-class Counted:
-    """A kernel that counts its launches."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.launches = kernel, 0
-
-    def __getitem__(self, grid: Any) -> Any:
-        self.launches += 1
-        return self.kernel[grid]
-
-
 @pytest.mark.parametrize(("config", "launches"), [(slab(), 1), (split(), 2)], ids=["slab", "split"])
 def test_launches(config: LaunchConfig, launches: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = [Counted(launcher.forward_kernel), Counted(launcher.backward_kernel)]
-    monkeypatch.setattr(launcher, "forward_kernel", kernels[0])
-    monkeypatch.setattr(launcher, "backward_kernel", kernels[1])
     case = make_case((1, 2, 8, 3), 1, device=device)
+    counts = count_launches(monkeypatch)
     run_forward(launcher, case, config=config)
     run_backward(launcher, case, *saved(case), config=config)
-    assert [kernel.launches for kernel in kernels] == [launches, launches]
+    assert counts == {"forward_kernel": launches, "backward_kernel": launches}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

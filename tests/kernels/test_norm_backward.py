@@ -24,6 +24,7 @@ from norm_golden import (
 )
 
 norm_launcher = pytest.importorskip("ulsam_fused.kernels.norm_backward_launcher", reason="needs Triton")
+norm_plans = pytest.importorskip("ulsam_fused.kernels.norm_plans", reason="needs Triton")
 launcher = pytest.importorskip("ulsam_fused.kernels.launcher", reason="needs Triton")
 
 FORMATS = pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "channels_last"])
@@ -96,7 +97,9 @@ def test_images_and_chunks_around_the_blocks_of_the_sums(
     shape: tuple[int, int, int, int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """3 chunks, in tiles of 8 images and 4 chunks; 33 chunks, in tiles of 1 image and 32 chunks."""
-    monkeypatch.setattr(norm_launcher, "num_sms", lambda _: 1000)
+    monkeypatch.setattr(norm_plans, "num_sms", lambda _: 1000)
+    plan = norm_plans.norm_backward_plan.__wrapped__  # which keeps what it has chosen
+    monkeypatch.setattr(norm_launcher, "norm_backward_plan", plan)
     backward(make_norm_case(shape, 1, torch.float32, device), split(2, block_p=2 if shape[3] == 1 else 8))
 
 

@@ -150,9 +150,7 @@ def check_case(case: str) -> None:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)/g([1-9]\d*)", case)
     if match is None:
         names = " or ".join(NAMED)
-        raise UserError(
-            f"--case must look like 8x512x14x14/g4 (N x C x H x W / subspaces) or be {names}, got {case!r}"
-        )
+        raise UserError(f"--case must look like 8x512x14x14/g4 (N x C x H x W / subspaces) or be {names}, got {case!r}")
     channels, g = int(match[2]), int(match[5])
     if channels % g:
         raise UserError(f"--case {case}: {channels} channels cannot be cut into {g} equal subspaces")

@@ -147,9 +147,7 @@ def _rows(
     return [_row(name, t, direction, layout, dtype, batch, eager) for name, t in timings.items()]
 
 
-def _call(
-    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype, direction: str
-) -> timing.Call:
+def _call(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype, direction: str) -> timing.Call:
     """One batch, until the device has finished with it; 16 bits by autocast."""
     device = x.device.type
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)

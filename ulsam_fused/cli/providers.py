@@ -130,9 +130,7 @@ def _fused_norm(backend: str) -> Provider:
         theirs = sources.upstream
         p = next(theirs.parameters())
         channels = sources.paper.dw_weight.shape[0]
-        layer = upstream.ULSAM(
-            channels, num_splits=theirs.num_splits, backend=backend, device=p.device, dtype=p.dtype
-        )
+        layer = upstream.ULSAM(channels, num_splits=theirs.num_splits, backend=backend, device=p.device, dtype=p.dtype)
         layer.load_state_dict(theirs.state_dict())
         return layer.train(theirs.training)
 

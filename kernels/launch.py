@@ -1,0 +1,63 @@
+"""A launch, all but its tensors; past Triton's binding of arguments, once Triton has done that for tensors like these.
+
+`JITFunction.run` looks at every argument in every call to find the compiled kernel that it found before: 10 to 25
+microseconds on a CPU for the 30 to 45 arguments of our kernels. What its choice depends on is known here: numbers and
+constants, which belong to the launch, and of every tensor whether it is there, its type, and whether its address is a
+multiple of 16. So the compiled kernel is kept, and called as `JITFunction.run` calls it: with the same arguments.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
+
+TRIED = ((3, 6), (3, 7), (3, 9))
+"""Releases of Triton for which `make compile-matrix` has compared what arrives at the driver."""
+
+keep = torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in TRIED
+"""Whether compiled kernels are kept and used. For AMD's GPUs Triton's choice also depends on the sizes of tensors."""
+
+
+class Launch:
+    """A kernel, its grid, and all its arguments that are neither tensors nor floats.
+
+    The kernel's parameters stand in this order: tensors, floats, the numbers given here, constants.
+    """
+
+    __slots__ = ("_arguments", "_kept", "constants", "grid", "kernel", "numbers")
+
+    def __init__(self, kernel: Any, grid: tuple[int, int], numbers: tuple[int, ...], constants: dict[str, Any]) -> None:
+        self.kernel, self.grid, self.numbers, self.constants = kernel, (*grid, 1), numbers, constants
+        # what comes after tensors and floats; the compiler's options, such as num_warps, are no arguments of a kernel
+        names = [name for name in kernel.arg_names if name in constants]
+        self._arguments = (*numbers, *(constants[name] for name in names))
+        self._kept: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
+        """On the current stream of the current device, which is the tensors'; always the same for one launch."""
+        if not keep or _watched():
+            self._bound(tensors, floats)
+            return
+        key = tuple([None if t is None else (t.dtype,) if t.data_ptr() & 15 else t.dtype for t in tensors])
+        run = self._kept.get(key)
+        if run is not None:
+            run(*tensors, *floats, *self._arguments)
+            return
+        compiled = self._bound(tensors, floats)
+        complete = len(tensors) + len(floats) + len(self._arguments) == len(self.kernel.arg_names)
+        if complete and type(compiled) is CompiledKernel:
+            self._kept[key] = compiled[self.grid]
+
+    def _bound(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...]) -> Any:
+        return self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
+
+
+def _watched() -> bool:
+    """Whether somebody debugs or instruments kernels, for which Triton compiles others."""
+    runtime = knobs.runtime
+    return bool(
+        runtime.debug or runtime.add_stages_inspection_hook is not None or knobs.compilation.instrumentation_mode
+    )
