@@ -72,6 +72,7 @@ def draw(result: dict[str, Any], name: str, target: pathlib.Path) -> None:
     """One panel for each direction and type; a line for every size, a dot for every provider."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     kind = KINDS[name]
     rows = _rows(result, kind)
@@ -82,10 +83,13 @@ def draw(result: dict[str, Any], name: str, target: pathlib.Path) -> None:
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(dtypes), len(directions), squeeze=False, sharex=True, sharey=True)
-    if kind.line == 100 and max(row[kind.column] for row in rows) >= LINEAR_FROM:
+    values = [row[kind.column] for row in rows]
+    if kind.line == 100 and max(values) >= LINEAR_FROM:
         panels[0, 0].set_xlim(0, 105)
     else:
         panels[0, 0].set_xscale("log")
+        panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
+        panels[0, 0].xaxis.set_minor_locator(NullLocator())
     for i, dtype in enumerate(dtypes):
         for j, direction in enumerate(directions):
             shown = [row for row in rows if (row["dtype"], row["direction"]) == (dtype, direction)]
@@ -112,7 +116,6 @@ def _panel(axes: Any, rows: list[Row], cases: list[str], kind: Kind) -> None:
     if kind.line is not None:
         axes.axvline(kind.line, color="black", linewidth=1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set_yticks(range(len(cases)), cases, fontsize=8)
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=8)
