@@ -140,9 +140,9 @@ def _in_group(group: tuple[str, ...], rows: list[Row]) -> Iterator[str]:
         us = row["us_p50"]
         if us is None:
             continue
-        if not _is_ratio(row["gbps"], 0.01, floor / 1e3, us, exact=True):
+        if not _is_ratio(row["gbps"], 0.0001, floor / 1e3, us, exact=True):
             yield f"{name}: gbps is {row['gbps']}, but {floor} bytes took {us} us"
-        if not _is_ratio(row["percent_of_ceiling"], 0.1, ceiling["us_p50"], us, factor=100):
+        if not _is_ratio(row["percent_of_ceiling"], 0.001, ceiling["us_p50"], us, factor=100):
             yield f"{name}: percent_of_ceiling is {row['percent_of_ceiling']}, {ceiling['us_p50']} us to {us}"
         paper = row["form"] == "paper"
         for key, baseline in (("speedup_vs_eager", "eager"), ("speedup_vs_paper_eager", "paper-eager")):

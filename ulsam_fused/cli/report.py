@@ -67,9 +67,10 @@ def row(
     us = timing.p50 if timing else None
 
     def relative_to(other: str) -> float | None:
-        return _rounded(timings[other].p50 / us, 3) if us and other in timings else None
+        return timings[other].p50 / us if us and other in timings else None
 
     share = relative_to(ceiling)
+    in_paper_form = provider is not None and provider.form == "paper"
     return {
         "case": setting.case,
         "direction": setting.direction,
@@ -81,10 +82,10 @@ def row(
         "us_p50": _rounded(us, 2),
         "us_p20": _rounded(timing.p20 if timing else None, 2),
         "us_p80": _rounded(timing.p80 if timing else None, 2),
-        "gbps": _rounded(setting.floor / us / 1e3, 2) if us else None,
-        "percent_of_ceiling": None if share is None else _rounded(100 * share, 1),
-        "speedup_vs_eager": relative_to("eager") if provider else None,
-        "speedup_vs_paper_eager": relative_to("paper-eager") if provider and provider.form == "paper" else None,
+        "gbps": _rounded(setting.floor / us / 1e3, 4) if us else None,
+        "percent_of_ceiling": None if share is None else _rounded(100 * share, 3),
+        "speedup_vs_eager": _rounded(relative_to("eager"), 3) if provider else None,
+        "speedup_vs_paper_eager": _rounded(relative_to("paper-eager"), 3) if in_paper_form else None,
         "host_us": _rounded(extras.get(name, {}).get("host_us"), 2),
         "peak_mem_mb": _rounded(extras.get(name, {}).get("peak_mem_mb"), 2),
         "method": timing.method if timing else None,
