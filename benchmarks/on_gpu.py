@@ -5,59 +5,31 @@
 Correctness first: nothing is measured after a failed test or check unless `--keep-going`. Test files run side by side,
 since compiling hundreds of kernels is their cost, and each has its log. The benchmark goes from what matters most to
 what matters least, and keeps every row as it comes: what the time did not suffice for is missing, and said to be.
-Writes <gpu>-torch<version>-triton<version>.json, prints the outcome and the tables last. Needs no installed package,
-only PyTorch, Triton, pytest and hypothesis.
+Writes <gpu>-torch<version>-triton<version>.json, after every part and with all rows there are, and prints the outcome
+last. Needs no installed package, only PyTorch, Triton, pytest and hypothesis. Then, anywhere:
+
+    python benchmarks/plots.py && python benchmarks/tables.py
 """
 
 import argparse
 import concurrent.futures
-import importlib.metadata
-import json
 import os
 import pathlib
-import re
-import subprocess
 import sys
 import time
-from typing import Any
 
+import case_list
+import parts
 import torch
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TESTS = [
     "kernels/test_forward.py", "kernels/test_backward.py", "kernels/test_norm_forward.py",
     "kernels/test_norm_backward.py", "kernels/test_memory.py", "kernels/test_wide.py", "test_upstream.py",
     "test_norm_ops.py", "test_ops.py", "test_mixed_precision.py", "test_properties.py", "test_gradcheck.py",
-    "test_functional.py", "test_torch_backend.py", "test_mutants.py", "test_models.py",
+    "test_functional.py", "test_torch_backend.py", "test_mutants.py", "test_models.py", "test_gpu_only.py",
 ]  # fmt: skip
 SIDE_BY_SIDE = max(1, (os.cpu_count() or 1) - 2)
-
-CASES = (
-    "256x512x14x14/g4", "256x128x56x56/g4", "64x160x7x7/g8", "256x1024x7x7/g4", "1x512x14x14/g4", "128x64x56x56/g1",
-    "256x32x112x112/g1", "128x128x28x28/g4", "256x256x28x28/g1", "256x512x14x14/g1", "256x1024x7x7/g16",
-    "32x128x56x56/g4", "1x64x56x56/g4",
-)  # fmt: skip
-BENCHMARKS = {  # the most important first
-    "float16": ["--dtype", "float16", "--layout", "both"],
-    "compiled": ["--dtype", "float16", "--layout", "both", "--compile"],
-    "float32": ["--dtype", "float32", "--layout", "both"],
-    "bfloat16": ["--dtype", "bfloat16", "--layout", "both"],
-}
-COMPILED = CASES[:3]  # torch.compile takes half a minute for each
-
-
-def run(command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:
-    """Exit status (124 when out of time) and output, which also goes to the log."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with log.open("w") as file:
-        try:
-            status = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file,
-                timeout=max(seconds, 1),
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            status = 124
-    return status, log.read_text()
+COMPILED = 3  # so many sizes: torch.compile takes half a minute for each
 
 
 def tests(folder: pathlib.Path, seconds: float) -> dict[str, int]:
@@ -65,7 +37,8 @@ def tests(folder: pathlib.Path, seconds: float) -> dict[str, int]:
 
     def one(name: str) -> tuple[str, int, str]:
         log = folder / f"{name.replace('/', '-').removesuffix('.py')}.log"
-        status, text = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / name)], log, seconds)
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(parts.ROOT / "tests" / name)]
+        status, text = parts.run(command, log, seconds)
         return name, status, (text.strip().splitlines()[-1:] or ["no output"])[0]
 
     found = {}
@@ -77,29 +50,37 @@ def tests(folder: pathlib.Path, seconds: float) -> dict[str, int]:
     return found
 
 
-def benchmark(
-    folder: pathlib.Path, options: list[str], end: float, quick: bool
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """All rows under one heading, and the exit status of every part; a part that has no time left is not begun."""
-    result: dict[str, Any] = {"rows": []}
-    outcome = {}
-    for name, arguments in BENCHMARKS.items():
-        left = end - time.monotonic()
-        if left < 15:
-            outcome[name] = 124
-            continue
-        cases = (COMPILED if name == "compiled" else CASES)[: 1 if quick else None]
-        rows = folder / f"rows-{name}.json"
-        command = ["-m", "ulsam_fused", "bench", *options, *arguments, "--json", str(rows)]
-        command += ["--direction", "all", "--seconds", "0.02" if quick else "0.1"]
-        command += [word for case in cases for word in ("--case", case)]
-        outcome[name], text = run(command, folder / f"bench-{name}.log", left)
-        print(text if outcome[name] == 0 else "\n".join(text.splitlines()[-5:]), flush=True)
-        if rows.exists():
-            part = json.loads(rows.read_text())
-            result = {**part, "rows": result["rows"] + part["rows"]}
-            rows.unlink()
-    return result, outcome
+def warm_up(folder: pathlib.Path, device: str, seconds: float) -> None:
+    """Compiles every kernel that the benchmark needs; what fails here fails there, and is told there."""
+
+    def one(case: str) -> int:
+        script = str(parts.ROOT / "benchmarks" / "warm_up.py")
+        return parts.run([script, case, device], folder / f"warm-up-{case.replace('/', '-')}.log", seconds)[0]
+
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        done = list(pool.map(one, case_list.CASES))
+    print(f"kernels of {done.count(0)} of {len(done)} sizes compiled in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def plan(device: str, quick: bool) -> list[parts.Part]:
+    """The most important first: what is cut off is missing at the end."""
+    backend = "triton" if device != "cpu" else "torch"
+    plain = ("eager", "vectorised", f"fused[{backend}]", f"fused[{backend}]+norm")
+    compiled = (*plain, "eager+compile", "vectorised+compile")
+
+    def part(name: str, dtype: str, cases: tuple[str, ...], providers: tuple[str, ...]) -> parts.Part:
+        options = ["--device", device, "--dtype", dtype, "--layout", "both", "--direction", "all"]
+        options += ["--seconds", "0.02" if quick else "0.05"]
+        options += [word for case in cases[: 1 if quick else None] for word in ("--case", case)]
+        return parts.Part(name, (*options, *(word for name in providers for word in ("--provider", name))))
+
+    return [
+        part("float16", "float16", case_list.CASES, plain),
+        part("compiled", "float16", case_list.CASES[:COMPILED], compiled),
+        part("float32", "float32", case_list.CASES, plain),
+        part("bfloat16", "bfloat16", case_list.CASES, plain),
+    ]
 
 
 def main() -> int:
@@ -110,6 +91,7 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="measure even after a failure")
     parser.add_argument("--skip-tests", action="store_true", help="where they have passed already")
     parser.add_argument("--quick", action="store_true", help="one size, short measurements")
+    parser.add_argument("--commit", metavar="HASH", help="what this tree is a copy of, where git cannot say it")
     parser.add_argument("--device", default="cuda", help="cpu tries the script itself, without the tests")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
@@ -119,29 +101,23 @@ def main() -> int:
     logs: pathlib.Path = arguments.logs or folder
     for made in (folder, logs):
         made.mkdir(parents=True, exist_ok=True)
-    device = ["--device", arguments.device]
+    on_cpu = arguments.device == "cpu"
 
     outcome: dict[str, int] = {}
-    if arguments.device != "cpu" and not arguments.skip_tests:
+    if not on_cpu and not arguments.skip_tests:
         outcome |= tests(logs, 0.45 * arguments.seconds)
-    command = ["-m", "ulsam_fused", "check", "--quick", *device]
-    outcome["check"], text = run(command, logs / "check.log", 0.15 * arguments.seconds)
+    command = ["-m", "ulsam_fused", "check", "--quick", "--device", arguments.device]
+    outcome["check"], text = parts.run(command, logs / "check.log", 0.15 * arguments.seconds)
     print("check:", (text.strip().splitlines()[-1:] or ["no output"])[0], flush=True)
     if any(outcome.values()) and not arguments.keep_going:
         print("nothing was measured, since something is wrong; see the logs")
         return 1
 
-    result, parts = benchmark(logs, device, end, arguments.quick)
-    outcome |= {f"bench {name}": status for name, status in parts.items()}
-    gpu = torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu"
-    triton = importlib.metadata.version("triton")
-    stem = re.sub(r"[^a-z0-9.]+", "-", f"{gpu}-torch{torch.__version__.split('+')[0]}-triton{triton}".lower())
-    (folder / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{len(result['rows'])} rows: {folder / stem}.json")
-    for name, status in outcome.items():
-        if status:
-            print(f"{name}: {'out of time' if status == 124 else f'exit {status}'}")
-    return int(any(outcome.values()))
+    if not on_cpu and not arguments.quick:
+        warm_up(logs, arguments.device, 0.3 * arguments.seconds)
+    heading = {"commit": arguments.commit} if arguments.commit else {}
+    path, measured = parts.measure(plan(arguments.device, arguments.quick), folder, logs, end, heading)
+    return parts.summary(path, outcome | {f"bench {name}": status for name, status in measured.items()})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The march of the backward in channels_last: lanes are channels, and a strip of columns stands in a lane's registers.
 
 Lane (c, s) owns columns s * COLUMNS .. s * COLUMNS + COLUMNS - 1 of a tile, so that neighbours are registers and
-nothing is exchanged. Beyond the strip it knows two columns of x and one window on either side (HALO), unless one strip is the
-whole row. Tuples are of columns, each [BLOCK_C, BLOCK_W] (channels, strips):
+nothing is exchanged. Beyond the strip it knows two columns of x and one window on either side (HALO), unless one strip
+is the whole row. Tuples are of columns, each [BLOCK_C, BLOCK_W] (channels, strips):
 
     xs   [COLUMNS + 4]   sign * x of a row, from column -2 of the strip on
     hs   [COLUMNS + 2]   maximum of a window's three columns of that row, from the window around column -1 on
@@ -149,8 +149,9 @@ def march_columns(
                     t = collect(x_a, ts_a, col == 0, j, COLUMNS, HALO)
                     tx, t = finish(
                         t, dy_ptr, x_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, col + j, o_c, m_c,
-                        offsets[j + (2 if HALO else 0)], scale, shift, centre, weight, r_begin, r_end, H, W, dy_stride_c, dy_stride_h, dy_stride_w,
-                        x_stride_h, dx_stride_c, dx_stride_h, dx_stride_w, RELU_U, EVEN_C, WIDE,
+                        offsets[j + (2 if HALO else 0)], scale, shift, centre, weight, r_begin, r_end, H, W,
+                        dy_stride_c, dy_stride_h, dy_stride_w, x_stride_h, dx_stride_c, dx_stride_h, dx_stride_w,
+                        RELU_U, EVEN_C, WIDE,
                     )  # fmt: skip
                     sum_tx += tx
                     sum_t += t

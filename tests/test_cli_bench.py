@@ -1,20 +1,21 @@
 """`ulsam-fused bench`: rows, table, picture, and no time for a wrong provider. No test looks at a time's value."""
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mutants
 import ulsam_fused as uf
+from fake_gpu import FakeGpu
 from ulsam_fused import cli
-from ulsam_fused.cli import bench, cases, providers, report, timing
+from ulsam_fused.cli import bench, calls, cases, directions, providers, report, timing
 from ulsam_fused.cli.gate import Yardstick
 
 CPU = torch.device("cpu")
@@ -59,21 +60,23 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     forward = ["copy", "eager", "paper-eager", "vectorised", "fused[torch]", "fused[torch]+norm"]
     for layout in cases.LAYOUTS:
         assert [row["provider"] for row in rows_of(result, layout=layout, direction="forward")] == forward
-        step = [row["provider"] for row in rows_of(result, layout=layout, direction="step")]
-        assert step == ["copy + add", *forward[1:]]
+        step = [row["provider"] for row in rows_of(result, layout=layout, direction="forward+backward")]
+        assert step == ["copy + add", *forward[1:-1]]
+        norm = [row["provider"] for row in rows_of(result, layout=layout, direction="train-norm")]
+        assert norm == ["2 copies + 2 adds", "eager", "fused[torch]+norm"]
     for row in result["rows"]:
         assert set(row) == ROW_KEYS
         assert row["error"] is None
         assert 0 < row["us_p20"] <= row["us_p50"] <= row["us_p80"]
         assert row["host_us"] is None
         assert row["peak_mem_mb"] is None
-        passes = 2 if row["direction"] == "forward" else 5
+        passes = {"forward": 2, "forward+backward": 5, "train-norm": 10}[row["direction"]]
         moved = passes * 2 * 16 * 6 * 5 * 4
         assert row["gbps"] == pytest.approx(moved / row["us_p50"] / 1e3, rel=0.01, abs=0.011)
     for row in rows_of(result, provider="eager"):
         assert row["speedup_vs_eager"] == 1
         assert row["form"] == "upstream"
-    for row in rows_of(result, direction="step", provider="copy + add"):
+    for row in rows_of(result, direction="forward+backward", provider="copy + add"):
         assert row["percent_of_ceiling"] == 100
     assert all(provider in printed.out for provider in forward)
     assert "upstream in training mode" in printed.out
@@ -85,15 +88,57 @@ def test_backward_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     out = tmp_path / "b.json"
     assert cli.main([*TINY, "--direction", "all", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
-    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == ["forward", "backward", "step"]
+    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == list(directions.DIRECTIONS)
     backward = rows_of(result, direction="backward")
-    names = ["add", "eager", "paper-eager", "vectorised", "fused[torch]", "fused[torch]+norm"]
+    names = ["add", "eager", "paper-eager", "vectorised", "fused[torch]"]
     assert [row["provider"] for row in backward] == names
     assert all(row["error"] is None and row["us_p50"] > 0 for row in backward)
     moved = 3 * 2 * 16 * 6 * 5 * 4
     for row in backward:
         assert row["gbps"] == pytest.approx(moved / row["us_p50"] / 1e3, rel=0.01, abs=0.011)
     assert "backward: the second half" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("direction", "measured"),
+    [("step", ["forward+backward"]), ("both", ["forward", "forward+backward", "train-norm"])],
+)
+def test_other_names_for_directions(direction: str, measured: list[str], tmp_path: Path) -> None:
+    """Rows always say what was measured by its own name."""
+    out = tmp_path / "b.json"
+    assert cli.main([*TINY, "--direction", direction, "--json", str(out)]) == 0
+    assert list(dict.fromkeys(row["direction"] for row in json.loads(out.read_text())["rows"])) == measured
+
+
+def test_chosen_providers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "b.json"
+    chosen = ["--provider", "fused[torch]", "--provider", "eager"]
+    assert cli.main([*TINY, *chosen, "--direction", "forward", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["provider"] for row in rows] == ["copy", "eager", "fused[torch]"]
+    assert cli.main([*TINY, "--provider", "quick"]) == 2
+    assert "--provider must be one of eager, paper-eager" in capsys.readouterr().err
+
+
+def test_the_ceiling_moves_as_many_bytes_as_the_work_has_to() -> None:
+    """Counted by the operators that it calls, of which each reads its inputs and writes its output once."""
+
+    class Passes(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += {"aten::copy_": 2, "aten::add.out": 3}[func.name()]
+            return func(*args, **(kwargs or {}))
+
+    counted = {}
+    for name in directions.DIRECTIONS:
+        setting = bench.Setting("2x4x3x3/g2", name, "float32", "nchw", CPU)
+        move = calls.ceiling(calls.inputs(setting, 1), name)
+        with Passes() as passes:
+            move(0)
+        counted[name] = passes.count
+        assert passes.count * 2 * 4 * 3 * 3 * 4 == setting.floor
+    assert counted == {"forward": 2, "backward": 3, "forward+backward": 5, "train-norm": 10}
 
 
 def test_bench_times_no_wrong_provider(
@@ -158,7 +203,7 @@ WRONG = {
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", list(WRONG))
 def test_the_gate_of_bench_sees_wrong_modules_in_every_type(name: str, dtype: str) -> None:
-    setting = bench.Setting("2x64x28x28/g4", "step", dtype, "nchw", CPU)
+    setting = bench.Setting("2x64x28x28/g4", "forward+backward", dtype, "nchw", CPU)
     torch.manual_seed(1)
     x, dy = setting.tensor(), setting.tensor()
     sources = providers.Sources.make(x, 4, training=True)
@@ -198,7 +243,7 @@ def test_providers_compute_their_form(num_splits: int, layout: str, training: bo
 
 
 def test_cases_of_the_authors_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every size, eager and compiled against ours: the forward pass in eval mode, the step in training mode."""
+    """Every size, eager and compiled against ours: forward in eval mode, forward and backward in training mode."""
     monkeypatch.setattr(bench, "CPU_CASES", ("2x8x5x4/g2", "1x6x4x4/g3"))
 
     def without_compiler(backends: list[str], compiled: bool) -> list[providers.Provider]:
@@ -212,9 +257,9 @@ def test_cases_of_the_authors_form(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arguments = ["--case", "upstream-eval", "--case", "upstream-train", "--json", str(out)]
     assert cli.main(["bench", "--device", "cpu", "--backend", "torch", "--seconds", "0.001", *arguments]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert list(dict.fromkeys((row["case"], row["direction"]) for row in rows)) == [
-        ("2x8x5x4/g2", "forward"), ("1x6x4x4/g3", "forward"), ("2x8x5x4/g2", "step"), ("1x6x4x4/g3", "step"),
-    ]  # fmt: skip
+    assert list(dict.fromkeys((row["direction"], row["case"]) for row in rows)) == [
+        (direction, case) for direction in ("forward", "train-norm") for case in ("2x8x5x4/g2", "1x6x4x4/g3")
+    ]
     assert [row["provider"] for row in rows[:4]] == ["copy", "eager", "eager+compile", "fused[torch]+norm"]
     assert all(row["us_p50"] > 0 for row in rows)
 
@@ -257,48 +302,6 @@ def test_input_sets_leave_nothing_in_a_cache() -> None:
     assert timing.sets_needed(1, cuda) == timing.MOST_SETS
 
 
-class FakeGpu:
-    """Stands for the parts of torch.cuda that the timing uses; a sweep takes 3 ms. `capturing` False refuses graphs."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capturing: bool) -> None:
-        self.replays = 0
-        gpu = self
-
-        class Stream:
-            def wait_stream(self, other: object) -> None: ...
-
-        class Graph:
-            def replay(self) -> None:
-                gpu.replays += 1
-
-        class Event:
-            def __init__(self, enable_timing: bool) -> None: ...
-            def record(self) -> None: ...
-            def synchronize(self) -> None: ...
-            def elapsed_time(self, other: object) -> float:
-                return 3.0
-
-        @contextlib.contextmanager
-        def graph(graph: Graph) -> Iterator[None]:
-            yield
-            if not capturing:
-                raise RuntimeError("operation not permitted when stream is capturing")
-
-        for name, fake in {
-            "Stream": Stream,
-            "CUDAGraph": Graph,
-            "Event": Event,
-            "graph": graph,
-            "stream": contextlib.nullcontext,
-            "current_stream": Stream,
-            "synchronize": lambda: None,
-            "memory_allocated": lambda: 5_000_000,
-            "reset_peak_memory_stats": lambda: None,
-            "max_memory_allocated": lambda: 7_500_000,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
-
-
 @pytest.mark.parametrize("capturing", [True, False])
 def test_device_time_is_that_of_one_call_of_a_sweep_over_all_sets(
     capturing: bool, monkeypatch: pytest.MonkeyPatch
@@ -309,6 +312,16 @@ def test_device_time_is_that_of_one_call_of_a_sweep_over_all_sets(
     assert found.method == ("graph replay, cold" if capturing else "events, host included")
     assert called == set(range(10))
     assert (gpu.replays > 0) is capturing
+
+
+def test_host_time_ends_in_time_and_after_1000_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, capturing=True)
+    called: list[int] = []
+    assert timing.host_time(called.append, seconds=0) > 0
+    assert len(called) == 10 + 5 * 10
+    called.clear()
+    timing.host_time(called.append, seconds=1e9)
+    assert len(called) == 10 + 1000
 
 
 def test_a_gpu_measurement_has_host_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

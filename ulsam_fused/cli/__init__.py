@@ -26,7 +26,7 @@ _EXAMPLES = """\
 examples:
   ulsam-fused info
   ulsam-fused check --quick
-  ulsam-fused bench --case 8x512x14x14/g4 --direction step --json out.json
+  ulsam-fused bench --case 8x512x14x14/g4 --direction forward+backward --json out.json
   ulsam-fused attend photo.jpg --num-splits 4 -o attention.png
   ulsam-fused count --model mobilenet_v2 --insert 17=4
 

@@ -9,14 +9,15 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import backbone, bench_model, devices, plot, report, timing
+from . import backbone, bench_model, calls, devices, plot, report, timing
 from .cases import LAYOUTS
+from .directions import CHOICES, DIRECTIONS, NAMED
 from .errors import UserError, check_output
 from .gate import Yardstick
 from .providers import Provider, Sources, providers
-from .setting import PASSES, Setting
+from .setting import Setting
 from .timing import Timing
 
 GPU_CASES = (
@@ -29,14 +30,13 @@ GPU_CASES = (
 )
 CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g4", "8x256x28x28/g4", "4x32x112x112/g4")
 QUICK = slice(0, 3, 2)  # two of either
-NAMED = {"upstream-eval": "forward", "upstream-train": "step"}
-"""Cases that compare the authors' form alone, compiled too, at all sizes."""
 
 _DESCRIPTION = """\
 Times the layer as the authors wrote it (eager), the paper's formula in plain PyTorch, and the fused operator, at the
-places where the paper puts it. Every provider is first compared with float64: one that is wrong gets no time. "forward"
-is inference without gradients, "step" a forward and backward pass with gradients of x and all parameters, "backward"
-the second half of that alone.
+places where the paper puts it. Every provider is first compared with float64: one that is wrong gets no time.
+Directions: "forward" is inference without gradients; "forward+backward" (or "step") has gradients of x and all
+parameters, and "backward" is the second half of that alone; "train-norm" is forward and backward of the authors' form,
+fused or not, with the batch's statistics. "both" is inference and training: all of these but "backward" alone.
 """
 _EPILOG = """\
 examples:
@@ -47,7 +47,7 @@ examples:
   ulsam-fused bench --compile --dtype float16 --json result.json --plot result.png
 
 upstream-eval and upstream-train compare the authors' module, with its norms, in eager mode, under torch.compile and
-fused: the forward pass in eval mode, and the training step.
+fused: forward in eval mode, and train-norm.
 
 Triton's interpreter is never timed unless --backend triton asks for it.
 """
@@ -67,9 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", choices=[*LAYOUTS, "both"], default="nchw", help="memory format of x (default: nchw)"
     )
-    parser.add_argument(
-        "--direction", choices=[*PASSES, "both", "all"], default="both", help="default: both, forward and step"
-    )
+    parser.add_argument("--direction", choices=CHOICES, default="both", help="default: both, inference and training")
+    parser.add_argument("--provider", action="append", metavar="NAME", help="only this line of the table; repeatable")
     parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this fused one; repeatable")
     devices.add_device_argument(parser)
     parser.add_argument("--compile", action="store_true", help="add torch.compile of eager and of the vectorised form")
@@ -103,13 +102,14 @@ def run(args: argparse.Namespace) -> int:
     seconds = args.seconds if args.seconds is not None else (0.3 if args.quick else 1.0)
     if not seconds > 0:
         raise UserError(f"--seconds must be above 0, got {seconds}")
-    found = providers(backends, args.compile or any(setting.form for setting in settings))
+    found = _providers(args, backends, settings)
     head = report.heading(device)
     rows: list[dict[str, Any]] = []
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for setting in settings:
-            wanted = [p for p in found if args.compile or setting.form or not p.compiled]
-            rows += _rows(setting, [p for p in wanted if setting.form in (None, p.form)], seconds)
+            wanted = [p for p in found if args.compile or args.provider or setting.form or not p.compiled]
+            taking_part = [p for p in wanted if setting.form in (None, p.form) and p.takes_part(setting.direction)]
+            rows += _rows(setting, taking_part, seconds)
             if args.json is not None:  # as rows come, so that a run that is stopped has not run for nothing
                 _write(args.json, {**head, "rows": rows})
     result = {**head, "rows": rows}
@@ -119,6 +119,16 @@ def run(args: argparse.Namespace) -> int:
     for path in outputs:
         print(f"written: {path}")
     return 1 if any(row["error"] for row in rows) else 0
+
+
+def _providers(args: argparse.Namespace, backends: list[str], settings: list[Setting]) -> list[Provider]:
+    names = args.provider or ()
+    compiled = args.compile or any(setting.form for setting in settings) or any("+compile" in name for name in names)
+    found = providers(backends, compiled)
+    for name in names:
+        if name not in [p.name for p in found]:
+            raise UserError(f"--provider must be one of {', '.join(p.name for p in found)}, got {name!r}")
+    return [p for p in found if not names or p.name in names]
 
 
 def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
@@ -132,7 +142,6 @@ def _settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
     sizes = (GPU_CASES if device.type == "cuda" else CPU_CASES)[QUICK if args.quick else slice(None)]
     dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     layouts = list(LAYOUTS) if args.layout == "both" else [args.layout]
-    directions = {"both": ["forward", "step"], "all": list(PASSES)}.get(args.direction, [args.direction])
     settings = []
     for case in args.case or sizes:
         if case in NAMED:
@@ -140,7 +149,7 @@ def _settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
                 settings.append(Setting(size, NAMED[case], dtype, layout, device, form="upstream"))
         else:
             check_case(case)
-            for layout, direction in itertools.product(layouts, directions):
+            for layout, direction in itertools.product(layouts, CHOICES[args.direction]):
                 settings.append(Setting(case, direction, dtype, layout, device))
     return settings
 
@@ -159,11 +168,10 @@ def check_case(case: str) -> None:
 def _rows(setting: Setting, found: list[Provider], seconds: float) -> list[dict[str, Any]]:
     """One row for the ceiling and one for each provider; progress on standard error."""
     torch.manual_seed(1)
-    step = setting.direction != "forward"
-    x, dy = setting.tensor(), setting.tensor() if step else None
+    ((x, dy),) = calls.inputs(setting, 1)
     if any(provider.compiled for provider in found):
         torch.compiler.reset()  # else the code of the last size is reused by making its shapes dynamic
-    sources = Sources.make(x, setting.shape[4], training=step)
+    sources = Sources.make(x, setting.shape[4], training=setting.training)
     modules: dict[str, nn.Module] = {}
     errors: dict[str, str] = {}
     yardsticks: dict[str, Yardstick] = {}
@@ -192,66 +200,26 @@ def _measure(
     setting: Setting, modules: dict[str, nn.Module], seconds: float
 ) -> tuple[dict[str, Timing], dict[str, dict[str, float]]]:
     """Times by provider, the ceiling's among them, and on a GPU host time and memory by provider."""
-    step = setting.direction != "forward"
     sets = timing.sets_needed(setting.floor, setting.device)
-    inputs = [(setting.tensor(), setting.tensor() if step else None) for _ in range(sets)]
-    ceiling = _ceiling(inputs, setting.direction)
-    calls = {name: _call(module, inputs, setting.direction) for name, module in modules.items()}
+    inputs = calls.inputs(setting, sets)
+    name_of_ceiling = DIRECTIONS[setting.direction].ceiling
+    ceiling = calls.ceiling(inputs, setting.direction)
     if setting.device.type == "cpu":
-        report.progress(f"{setting}: timing {len(calls)} providers in turn")
-        return timing.wall_clock({report.CEILING[setting.direction]: ceiling, **calls}, seconds), {}
+        timed = {name: calls.call(module, inputs, setting.direction) for name, module in modules.items()}
+        report.progress(f"{setting}: timing {len(timed)} providers in turn")
+        return timing.wall_clock({name_of_ceiling: ceiling, **timed}, seconds), {}
     ceilings = [timing.device_time(ceiling, sets, seconds / 2)]
     timings: dict[str, Timing] = {}
     extras: dict[str, dict[str, float]] = {}
-    small = [(setting.tensor(1), setting.tensor(1) if step else None)]
+    small = calls.inputs(setting, 1, batch=1)
     for name, module in modules.items():
         report.progress(f"{setting} {name}: timing")
-        timings[name] = timing.device_time(calls[name], sets, seconds)
+        call = calls.call(module, inputs, setting.direction)
+        timings[name] = timing.device_time(call, sets, seconds)
         extras[name] = {
-            "host_us": timing.host_time(_call(module, small, setting.direction)),
-            "peak_mem_mb": timing.peak_memory(calls[name]),
+            "host_us": timing.host_time(calls.call(module, small, setting.direction), seconds),
+            "peak_mem_mb": timing.peak_memory(call),
         }
     ceilings.append(timing.device_time(ceiling, sets, seconds / 2))
-    timings[report.CEILING[setting.direction]] = min(ceilings, key=lambda t: t.p50)
+    timings[name_of_ceiling] = min(ceilings, key=lambda t: t.p50)
     return timings, extras
-
-
-def _call(module: nn.Module, inputs: list[tuple[Tensor, Tensor | None]], direction: str) -> timing.Call:
-    if direction == "forward":
-
-        def forward(i: int) -> object:
-            with torch.no_grad():
-                return module(inputs[i][0])
-
-        return forward
-    parameters = tuple(module.parameters())
-    leaves = [(x.detach().requires_grad_(), dy) for x, dy in inputs]
-
-    def step(i: int) -> object:
-        x, dy = leaves[i]
-        return torch.autograd.grad(module(x), (x, *parameters), dy)
-
-    if direction == "step":
-        return step
-    outputs = [module(x) for x, _ in leaves]
-
-    def backward(i: int) -> object:
-        x, dy = leaves[i]
-        return torch.autograd.grad(outputs[i], (x, *parameters), dy, retain_graph=True)
-
-    return backward
-
-
-def _ceiling(inputs: list[tuple[Tensor, Tensor | None]], direction: str) -> timing.Call:
-    """A copy of x, a sum that reads x and dy and writes one, or both: the same bytes as the floor."""
-    out = torch.empty_like(inputs[0][0])
-
-    def call(i: int) -> object:
-        x, dy = inputs[i]
-        if direction != "backward":
-            out.copy_(x)
-        if dy is not None:
-            torch.add(x, dy, out=out)
-        return out
-
-    return call

@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         backends = [name for name in backends if not devices.interpreted(name, device)]
     dtype = devices.DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
     layouts = list(LAYOUTS) if args.layout == "both" else [args.layout]
-    directions = list(DIRECTIONS) if args.direction == "both" else [args.direction]
+    directions = list(DIRECTIONS) if args.direction in ("both", "all") else [args.direction]
+    if not set(directions) <= set(DIRECTIONS):
+        raise UserError(f"--model measures {' and '.join(DIRECTIONS)}, not {args.direction}")
     seconds = args.seconds if args.seconds is not None else (1.0 if args.quick else 5.0)
     rows = []
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import UserError
 
-_COLOURS = {  # by provider; the fused ones stand out
+COLOURS = {  # by provider; the fused ones stand out
     "eager": "#8c8c8c",
     "eager+compile": "#bdbdbd",
     "paper-eager": "#5b7fa6",
@@ -66,7 +66,7 @@ def bars(result: dict[str, Any], path: pathlib.Path) -> None:
                 middle,
                 step * 0.92,
                 yerr=[below, above],
-                color=_COLOURS.get(name, "black"),
+                color=COLOURS.get(name, "black"),
                 error_kw={"elinewidth": 0.8},
                 label=f"{name} ({mine[0]['form']})",
             )

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from . import devices
+from .directions import DIRECTIONS
 from .providers import Provider
 from .setting import Setting
 from .timing import Timing
-
-CEILING = {"forward": "copy", "backward": "add", "step": "copy + add"}
 
 
 def heading(device: torch.device) -> dict[str, Any]:
@@ -62,15 +61,16 @@ def row(
     extras: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """One line of the result; provider None is the ceiling. Numbers that were not measured are None."""
-    ceiling = CEILING[setting.direction]
+    ceiling = DIRECTIONS[setting.direction].ceiling
     name = provider.name if provider else ceiling
     timing = timings.get(name)
     us = timing.p50 if timing else None
 
     def relative_to(other: str) -> float | None:
-        return _rounded(timings[other].p50 / us, 3) if us and other in timings else None
+        return timings[other].p50 / us if us and other in timings else None
 
     share = relative_to(ceiling)
+    in_paper_form = provider is not None and provider.form == "paper"
     return {
         "case": setting.case,
         "direction": setting.direction,
@@ -82,10 +82,10 @@ def row(
         "us_p50": _rounded(us, 2),
         "us_p20": _rounded(timing.p20 if timing else None, 2),
         "us_p80": _rounded(timing.p80 if timing else None, 2),
-        "gbps": _rounded(setting.floor / us / 1e3, 2) if us else None,
-        "percent_of_ceiling": None if share is None else _rounded(100 * share, 1),
-        "speedup_vs_eager": relative_to("eager") if provider else None,
-        "speedup_vs_paper_eager": relative_to("paper-eager") if provider and provider.form == "paper" else None,
+        "gbps": _rounded(setting.floor / us / 1e3, 4) if us else None,
+        "percent_of_ceiling": None if share is None else _rounded(100 * share, 3),
+        "speedup_vs_eager": _rounded(relative_to("eager"), 3) if provider else None,
+        "speedup_vs_paper_eager": _rounded(relative_to("paper-eager"), 3) if in_paper_form else None,
         "host_us": _rounded(extras.get(name, {}).get("host_us"), 2),
         "peak_mem_mb": _rounded(extras.get(name, {}).get("peak_mem_mb"), 2),
         "method": timing.method if timing else None,
@@ -128,16 +128,20 @@ def _footnotes(result: dict[str, Any], providers: list[Provider]) -> list[str]:
     if "forward" in directions:
         notes.append("forward: no gradients; upstream in eval mode (running statistics).")
     if "backward" in directions:
-        notes.append("backward: the second half of a step alone, of a forward pass that was kept.")
-    if directions - {"forward"}:
+        notes.append("backward: the second half of forward+backward alone, of a forward pass that was kept.")
+    if directions & {"backward", "forward+backward"}:
         notes.append(
-            "step: forward and backward, gradients of x and all parameters; upstream in training mode, with batch\n"
-            "  statistics, which the paper's form does not have: vs paper compares the same function."
+            "forward+backward: gradients of x and all parameters; upstream in training mode, with batch statistics,\n"
+            "  which the paper's form does not have: vs paper compares the same function."
         )
+    if "train-norm" in directions:
+        notes.append("train-norm: forward and backward of upstream alone, in training mode, with batch statistics.")
+    counts = ", ".join(f"{DIRECTIONS[name].passes} {name}" for name in DIRECTIONS if name in directions)
+    ceilings = "; ".join(dict.fromkeys(DIRECTIONS[name].ceiling for name in DIRECTIONS if name in directions))
     notes += [
         "vs eager, vs paper: how many times faster than eager, and than paper-eager (the same function).",
-        "GB/s: the fewest bytes the work can move (2 passes over x forward, 3 backward, 5 a step) by the median time.",
-        "% ceiling: the time of moving just those bytes (copy; add; step: both), in percent of the provider's.",
+        f"GB/s: the fewest bytes the work can move (passes over x: {counts or 'none'}) by the median time.",
+        f"% ceiling: the time of moving just those bytes ({ceilings or 'none'}), in percent of the provider's.",
         f"times: {'; '.join(methods) or 'none taken'}.",
     ]
     return notes

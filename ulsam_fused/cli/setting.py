@@ -8,8 +8,7 @@ from torch import Tensor
 
 from . import devices
 from .cases import LAYOUTS
-
-PASSES = {"forward": 2, "backward": 3, "step": 5}  # over a tensor of x's size: x, y; x, dy, dx; all of them
+from .directions import DIRECTIONS
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,12 @@ class Setting:
     def floor(self) -> int:
         """The fewest bytes that the work can move."""
         n, c, h, w, _ = self.shape
-        return PASSES[self.direction] * n * c * h * w * devices.DTYPES[self.dtype].itemsize
+        return DIRECTIONS[self.direction].passes * n * c * h * w * devices.DTYPES[self.dtype].itemsize
+
+    @property
+    def training(self) -> bool:
+        """Whether gradients are taken, and the authors' norms use the batch's statistics."""
+        return self.direction != "forward"
 
     def __str__(self) -> str:
         return f"{self.case} {self.direction} {self.dtype} {self.layout}"

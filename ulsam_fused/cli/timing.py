@@ -6,7 +6,6 @@ after round, on one input that may stay in the cache.
 Everywhere: warm up first, then median and the 20th and 80th percentiles.
 """
 
-import itertools
 import math
 import statistics
 import time
@@ -74,7 +73,19 @@ def _wall(call: Call, count: int) -> float:
 
 
 def device_time(call: Call, sets: int, seconds: float) -> Timing:
-    """GPU time of one call, cold: by graph replay, or by events around plain calls where it cannot be captured."""
+    """GPU time of one call, cold."""
+    run, method = sweep(call, sets)
+    samples: list[float] = []
+    for _ in range(3):
+        run()
+    end = time.perf_counter() + seconds
+    while len(samples) < ROUNDS[0] or (len(samples) < ROUNDS[1] and time.perf_counter() < end):
+        samples.append(event_time(run) / sets)
+    return Timing.of(samples, method)
+
+
+def sweep(call: Call, sets: int) -> tuple[Callable[[], object], str]:
+    """One call after the other with every input set, and how: a graph's replay, or plain calls without a graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -89,34 +100,27 @@ def device_time(call: Call, sets: int, seconds: float) -> Timing:
                 call(i)
     except RuntimeError:
         torch.cuda.synchronize()
-        return Timing.of(_events(lambda: [call(i) for i in range(sets)], sets, seconds), "events, host included")
-    return Timing.of(_events(graph.replay, sets, seconds), "graph replay, cold")
+        return lambda: [call(i) for i in range(sets)], "events, host included"
+    return graph.replay, "graph replay, cold"
 
 
-def _events(sweep: Callable[[], object], sets: int, seconds: float) -> list[float]:
-    """Microseconds per call of sweeps over all sets, one sample a sweep."""
-    samples: list[float] = []
-    for _ in range(3):
-        sweep()
-    end = time.perf_counter() + seconds
-    for i in itertools.count():
-        if i >= ROUNDS[1] or (i >= ROUNDS[0] and time.perf_counter() > end):
-            return samples
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        sweep()
-        stop.record()
-        stop.synchronize()
-        samples.append(start.elapsed_time(stop) * 1e3 / sets)
-    raise AssertionError("unreachable")
+def event_time(run: Callable[[], object]) -> float:
+    """Microseconds that the device spends on it."""
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) * 1e3
 
 
-def host_time(call: Call, samples: int = 20, count: int = 50) -> float:
-    """Microseconds that the host spends on a call whose work on the device is small."""
+def host_time(call: Call, seconds: float, count: int = 10) -> float:
+    """Microseconds that the host spends on a call whose work on the device is small: of at most 1000 calls."""
     for _ in range(10):
         call(0)
-    found = []
-    for _ in range(samples):
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 5 or (len(found) * count < 1000 and time.perf_counter() < end):
         torch.cuda.synchronize()
         found.append(_wall(call, count))
     torch.cuda.synchronize()

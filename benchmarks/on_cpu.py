@@ -1,0 +1,54 @@
+"""The figures of a CPU, at most twelve minutes on a quiet machine; nothing else should run meanwhile.
+
+    python benchmarks/on_cpu.py --output benchmarks/results
+    python benchmarks/plots.py && python benchmarks/tables.py
+
+Every provider at three sizes, and at all sizes of case_list.py the layer against eager PyTorch, torch.compile of the
+vectorised form, and a copy. Writes cpu-<family>-torch<version>.json, after every part and with all rows there are.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+import case_list
+import parts
+
+DETAILED = ("8x512x14x14/g4", "8x160x7x7/g4", "4x32x112x112/g4")
+COMPARED = ("eager", "vectorised+compile", "fused[torch]", "fused[torch]+norm")
+
+
+def plan(seconds: float, quick: bool) -> list[parts.Part]:
+    """The table of details, and what the other sizes need for the table of ratios."""
+    common = ("--device", "cpu", "--backend", "torch", "--dtype", "float32", "--seconds", str(seconds))
+    few = slice(1) if quick else slice(None)
+    detailed = [word for case in DETAILED[few] for word in ("--case", case)]
+    others = [case for case in case_list.small() if case not in DETAILED]
+    compared = [word for case in others[few] for word in ("--case", case)]
+    compared += [word for name in COMPARED for word in ("--provider", name)]
+    return [
+        parts.Part("detailed", (*common, "--compile", *detailed)),
+        parts.Part("compared", (*common, *compared)),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the file of results")
+    parser.add_argument("--logs", type=pathlib.Path, help="folder for the logs (default: the same)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="for each measurement (default: 0.6)")
+    parser.add_argument("--limit", type=float, default=720, help="seconds for all together (default: 720)")
+    parser.add_argument("--quick", action="store_true", help="one size for either table")
+    arguments = parser.parse_args()
+    end = time.monotonic() + arguments.limit
+    folder: pathlib.Path = arguments.output
+    logs: pathlib.Path = arguments.logs or folder
+    for made in (folder, logs):
+        made.mkdir(parents=True, exist_ok=True)
+    path, outcome = parts.measure(plan(arguments.seconds, arguments.quick), folder, logs, end, {})
+    return parts.summary(path, outcome)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Compiles the kernels of one case by calling them once, in every type and memory format; Triton keeps them on disk.
+
+    python benchmarks/warm_up.py 256x512x14x14/g4 [cuda]
+
+Compiling is most of a first benchmark's time, and one process uses one core for it: `on_gpu.py` starts one per case.
+"""
+
+import itertools
+import pathlib
+import sys
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ulsam_fused.cli import calls
+from ulsam_fused.cli.cases import LAYOUTS
+from ulsam_fused.cli.devices import DTYPES
+from ulsam_fused.cli.providers import Sources, providers
+from ulsam_fused.cli.setting import Setting
+
+
+def main() -> None:
+    case = sys.argv[1]
+    device = torch.device(*sys.argv[2:] or ["cuda"])
+    fused = [p for p in providers(["triton" if device.type == "cuda" else "torch"], compiled=False) if p.fused]
+    for dtype, layout, direction in itertools.product(DTYPES, LAYOUTS, ("forward", "forward+backward", "train-norm")):
+        setting = Setting(case, direction, dtype, layout, device)
+        for batch in (None, 1):  # host time is taken at batch 1, which has launch configurations of its own
+            inputs = calls.inputs(setting, 1, batch)
+            sources = Sources.make(inputs[0][0], setting.shape[4], setting.training)
+            for provider in fused:
+                if provider.takes_part(direction):
+                    calls.call(provider.build(sources), inputs, direction)(0)
+
+
+if __name__ == "__main__":
+    main()
