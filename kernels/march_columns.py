@@ -147,11 +147,15 @@ def march_columns(
                 o_a = tl.maximum(done - r_begin + 1, 0) * pitch
                 for j in tl.static_range(COLUMNS):
                     t = collect(x_a, ts_a, col == 0, j, COLUMNS, HALO)
+                    o_w = widen(col + j, WIDE)
+                    m = col + j < W
+                    if not EVEN_C:
+                        m = m & m_c
                     tx, t = finish(
-                        t, dy_ptr, x_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, col + j, o_c, m_c,
-                        offsets[j + (2 if HALO else 0)], scale, shift, centre, weight, r_begin, r_end, H, W,
-                        dy_stride_c, dy_stride_h, dy_stride_w, x_stride_h, dx_stride_c, dx_stride_h, dx_stride_w,
-                        RELU_U, EVEN_C, WIDE,
+                        t, dy_ptr, x_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, m,
+                        offsets[j + (2 if HALO else 0)], o_c * dy_stride_c + o_w * dy_stride_w,
+                        o_c * dx_stride_c + o_w * dx_stride_w, scale, shift, centre, weight, r_begin, r_end, H,
+                        dy_stride_h, x_stride_h, dx_stride_h, RELU_U,
                     )  # fmt: skip
                     sum_tx += tx
                     sum_t += t

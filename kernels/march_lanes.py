@@ -77,11 +77,19 @@ def march_lanes(
     for w0 in range(0, W, BLOCK_W - 2 * border):
         col = w0 - border + lane
         inside = col > 0
-        o_left = o_c * x_stride_c + widen(clamp(col - 1, W), WIDE) * x_stride_w
-        o_x = o_c * x_stride_c + widen(clamp(col, W), WIDE) * x_stride_w
-        o_right = o_c * x_stride_c + widen(clamp(col + 1, W), WIDE) * x_stride_w
-        # columns that this tile writes; W for the others
-        written = tl.where((lane < border) | (lane >= BLOCK_W - border), W, col)
+        # Clamping hides from the compiler that these are neighbours along a row, and Triton 3.6 would lay lanes along
+        # channels, 32 lines of memory per access. Beyond a border the promise is not true; but no alignment is known
+        # here, so that accesses are of one element, and nothing else follows from it (test_compile.py holds them).
+        # dy and dx are not accessed beyond it, and clamped lest longer accesses of theirs have a layout of their own.
+        here = widen(clamp(col, W), WIDE)
+        o_left = tl.max_contiguous(o_c * x_stride_c + widen(clamp(col - 1, W), WIDE) * x_stride_w, [1, BLOCK_W])
+        o_x = tl.max_contiguous(o_c * x_stride_c + here * x_stride_w, [1, BLOCK_W])
+        o_right = tl.max_contiguous(o_c * x_stride_c + widen(clamp(col + 1, W), WIDE) * x_stride_w, [1, BLOCK_W])
+        o_dy = tl.max_contiguous(o_c * dy_stride_c + here * dy_stride_w, [1, BLOCK_W])
+        o_dx = tl.max_contiguous(o_c * dx_stride_c + here * dx_stride_w, [1, BLOCK_W])
+        m = (lane >= border) & (lane < BLOCK_W - border) & (col < W)
+        if not EVEN_C:
+            m = m & m_c
         start = tl.maximum(r_begin, 1)
         row_ptr = x_ptr + clamp(start - 2, H).to(tl.int64) * x_stride_h
         h_a, left_a, right_a = load_row(row_ptr, o_left, o_x, o_right, inside, sign, m_c, EVEN_C)
@@ -107,9 +115,8 @@ def march_lanes(
                 t += tl.gather(tl.where(left_a, t_a, 0.0), to_the_left, 1)
                 t += tl.gather(tl.where(right_a, t_a, 0.0), to_the_right, 1)
                 tx, t = finish(
-                    t, dy_ptr, x_ptr, a_ptr, o_a + (col + 1), dx_ptr, done, written, o_c, m_c, o_x,
-                    scale, shift, centre, weight, r_begin, r_end, H, W, dy_stride_c, dy_stride_h, dy_stride_w,
-                    x_stride_h, dx_stride_c, dx_stride_h, dx_stride_w, RELU_U, EVEN_C, WIDE,
+                    t, dy_ptr, x_ptr, a_ptr, o_a + (col + 1), dx_ptr, done, m, o_x, o_dy, o_dx,
+                    scale, shift, centre, weight, r_begin, r_end, H, dy_stride_h, x_stride_h, dx_stride_h, RELU_U,
                 )  # fmt: skip
                 sum_tx += tx
                 sum_t += t

@@ -7,7 +7,7 @@ dl is 0 beyond the map, so that windows beyond it give nothing and need no masks
 import triton
 import triton.language as tl
 
-from .primitives import clamp, maximum, widen
+from .primitives import clamp, maximum
 
 
 @triton.jit
@@ -37,10 +37,10 @@ def finish(
     o_a,  # offset of A
     dx_ptr,
     row,
-    col,  # columns, W or more where nothing is to be written
-    o_c,
-    m_c,
-    o_x,  # offset of x in its row
+    m,  # pixels to be written, if their row is
+    o_x,  # offsets in a row
+    o_dy,
+    o_dx,
     scale,
     shift,  # or None
     centre,  # or None
@@ -48,23 +48,14 @@ def finish(
     r_begin,
     r_end,
     H,
-    W,
-    dy_stride_c,
     dy_stride_h,
-    dy_stride_w,
     x_stride_h,
-    dx_stride_c,
     dx_stride_h,
-    dx_stride_w,
     RELU_U: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    WIDE: tl.constexpr,
 ):
     """Writes dx = D * (1 + A) + scale * v * t of pixels of one row; returns t * x and t, 0 where nothing is written."""
     dtype: tl.constexpr = t.dtype
-    m = (row >= r_begin) & (row < r_end) & (col < W)
-    if not EVEN_C:
-        m = m & m_c
+    m = (row >= r_begin) & (row < r_end) & m
     o_row = clamp(row, H).to(tl.int64)
     x = tl.load(x_ptr + o_row * x_stride_h + o_x, mask=m, other=0.0).to(dtype)
     if centre is not None:
@@ -77,9 +68,7 @@ def finish(
     t = tl.where(m, t, 0.0)
     dx = weight * t
     if dy_ptr is not None:
-        o_dy = o_c * dy_stride_c + widen(col, WIDE) * dy_stride_w
         dy = tl.load(dy_ptr + o_row * dy_stride_h + o_dy, mask=m, other=0.0).to(dtype)
         dx += dy + tl.load(a_ptr + o_a) * dy
-    o_dx = o_c * dx_stride_c + widen(col, WIDE) * dx_stride_w
     tl.store(dx_ptr + o_row * dx_stride_h + o_dx, dx.to(dx_ptr.dtype.element_ty), mask=m)
     return t * x, t
