@@ -25,6 +25,7 @@ class LaunchConfig:
     split: bool  # False: one program per slab; True: strips of rows in two launches
     block_w: int  # columns of a tile of the row march
     block_c: int  # channels of a tile of the row march
+    columns: int  # neighbouring columns of NCHW that a lane of the forward's march holds
     block_p: int  # pixels of a tile of the flat sweep
     block_k: int  # channels of a tile of the flat sweep
     num_warps: int
@@ -50,8 +51,14 @@ def forward_config(
     """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
     # 7 rows of sums per element. Twice as many per lane spill: float16 NCHW with 64 columns on sm_90, float32
     # channels_last on sm_100. Left to itself the assembler aims at 168 registers, and spills a few to get there.
-    per_lane = 4 if itemsize == 2 else 2
-    return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    w = shape[3]
+    columns = 1 if channels_last or itemsize == 8 else min(w & -w, 4)
+    per_lane = 4 if itemsize == 2 or columns == 4 else 2
+    config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    if not channels_last and config.block_w < w <= 32 * columns:  # a warp can span a row
+        block_w = next_power_of_2(w)
+        config = dataclasses.replace(config, block_w=block_w, block_c=config.block_c * config.block_w // block_w)
+    return dataclasses.replace(config, columns=columns)
 
 
 def backward_config(
@@ -140,6 +147,7 @@ def _config(
         split=split,
         block_w=block_w,
         block_c=32 * num_warps * per_lane // block_w,
+        columns=1,
         block_p=other if channels_last else run,
         block_k=run if channels_last else other,
         num_warps=num_warps,

@@ -4,14 +4,17 @@
     A      = softmax of act_z(z);   lse = log sum exp act_z(z)
     y[c,p] = x[c,p] + A[p] * x[c,p]
 
-The march loads three column-shifted rows, keeps the horizontal maxima of the two rows above, and so needs one new row
-per row of z. Beyond a border it reads the nearest pixel inside, which is in the same window and so changes no maximum:
-pixels need no masks. Without act_u the affine map leaves the maximum: z = sum (v |scale|) * max + sum v * shift + b.
+The march keeps the two rows above, and so needs one new row of x per row of z. Where a warp holds whole rows (SPAN, see
+`columns`), x is loaded once, and neighbours come from other lanes, after the maximum over three rows. Else, and in
+channels_last, three column-shifted rows are loaded, and their horizontal maxima kept. Beyond a border stands a pixel
+that is in the same window and so changes no maximum: pixels need no masks. Without act_u the affine map leaves the
+maximum: z = sum (v |scale|) * max + sum v * shift + b.
 """
 
 import triton
 import triton.language as tl
 
+from .columns import join_columns, maxima3, split_columns, with_neighbours
 from .primitives import (
     aligned,
     aligned_strides,
@@ -58,6 +61,8 @@ def strip_logits(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
     RELU_U: tl.constexpr,
     RELU_Z: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -66,24 +71,30 @@ def strip_logits(
 ):
     """Writes z of rows r0 .. r0 + ROWS - 1; returns (max, sum of exp) of act_z(z) over them, if STATS."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
-    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
-    compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
+    narrow: tl.constexpr = x_ptr.dtype.element_ty  # x is compared in its own type
+    # the interpreter cannot multiply bfloat16; casts to float32 and back are ones that the compiler takes out
+    compare: tl.constexpr = tl.float32 if narrow == tl.bfloat16 else narrow
     m_strip = tl.full([], float("-inf"), dtype)
     s_strip = tl.full([], 0.0, dtype)
+    RUNS: tl.constexpr = BLOCK_W // COLUMNS
+    stride_h = aligned(stride_h, COLUMNS)
     for w0 in range(0, W, BLOCK_W):
+        run = w0 // COLUMNS + tl.arange(0, RUNS)
         col = w0 + tl.arange(0, BLOCK_W)
-        o_col_left = widen(clamp(col - 1, W), WIDE) * stride_w
-        o_col = widen(clamp(col, W), WIDE) * stride_w
-        o_col_right = widen(clamp(col + 1, W), WIDE) * stride_w
+        inside = tl.minimum(col // COLUMNS, W // COLUMNS - 1) * COLUMNS + col % COLUMNS  # in the last run, if beyond
+        o_col = widen(tl.max_contiguous(tl.multiple_of(inside, COLUMNS), COLUMNS), WIDE)[None, :] * stride_w
+        if not SPAN:
+            o_left = widen(clamp(col - 1, W), WIDE)[None, :] * stride_w
+            o_right = widen(clamp(col + 1, W), WIDE)[None, :] * stride_w
         z = ()
-        for _ in tl.static_range(ROWS):
-            z = z + (tl.zeros([BLOCK_C, BLOCK_W], dtype),)
+        for _ in tl.static_range(ROWS * COLUMNS):
+            z = z + (tl.zeros([BLOCK_C, RUNS], dtype),)
         constant = tl.full([], 0.0, dtype) + b
         for c0 in range(0, G, BLOCK_C):
             o_c = c0 + tl.arange(0, BLOCK_C)
             scale = load_channel(scale_ptr, o_c, G, dtype)
             v = load_channel(v_ptr, o_c, G, dtype)
-            sign = sign_of(scale).to(compare)[:, None]
+            sign = sign_of(scale).to(narrow).to(compare)[:, None]
             if RELU_U:
                 gain = tl.abs(scale)[:, None]
                 weight = v[:, None]
@@ -95,33 +106,40 @@ def strip_logits(
                     constant += tl.sum(v * load_channel(shift_ptr, o_c, G, dtype), 0)
             m_c = (o_c < G)[:, None]
             o_xc = widen(o_c, WIDE)[:, None] * stride_c
-            o_left = o_xc + o_col_left[None, :]
-            o_centre = o_xc + o_col[None, :]
-            o_right = o_xc + o_col_right[None, :]
-            above2 = tl.full([BLOCK_C, BLOCK_W], 0.0, compare)  # horizontal maxima of the two rows above
-            above1 = above2
+            above2 = ()  # two rows above: of columns, or their horizontal maxima
+            above1 = ()
             z_next = ()
             for r in tl.static_range(ROWS + 2):
                 row_ptr = x_ptr + clamp(r0 + r - 1, H).to(tl.int64) * stride_h
-                left = load_signed(row_ptr, o_left, sign, m_c, EVEN_C)
-                centre = load_signed(row_ptr, o_centre, sign, m_c, EVEN_C)
-                right = load_signed(row_ptr, o_right, sign, m_c, EVEN_C)
-                here = maximum(maximum(left, right), centre)
+                if SPAN:
+                    x = load_signed(row_ptr, o_xc + o_col, sign, m_c, EVEN_C).to(narrow)
+                    here = split_columns(x, COLUMNS)
+                else:
+                    left = load_signed(row_ptr, o_xc + o_left, sign, m_c, EVEN_C).to(narrow)
+                    centre = load_signed(row_ptr, o_xc + o_col, sign, m_c, EVEN_C).to(narrow)
+                    right = load_signed(row_ptr, o_xc + o_right, sign, m_c, EVEN_C).to(narrow)
+                    here = maxima3((left, centre, right), 1)
                 if r >= 2:
-                    m = maximum(maximum(above2, above1), here).to(dtype)
-                    if RELU_U:
-                        m = m * gain
-                        if shift_ptr is not None:
-                            m += shift
-                        m = relu(m, True)
-                    z_next = z_next + (z[r - 2] + weight * m,)
+                    m_row = ()
+                    for i in tl.static_range(COLUMNS):
+                        m_row = m_row + (maximum(maximum(above2[i], above1[i]), here[i]),)
+                    if SPAN:
+                        m_row = maxima3(with_neighbours(m_row, run, W // COLUMNS - 1, COLUMNS), COLUMNS)
+                    for i in tl.static_range(COLUMNS):
+                        m = m_row[i].to(dtype)
+                        if RELU_U:
+                            m = m * gain
+                            if shift_ptr is not None:
+                                m += shift
+                            m = relu(m, True)
+                        z_next = z_next + (z[(r - 2) * COLUMNS + i] + weight * m,)
                 above2 = above1
                 above1 = here
             z = z_next
         m_block = tl.full([], float("-inf"), dtype)
         logits = ()
         for r in tl.static_range(ROWS):
-            z_row = tl.sum(z[r], 0) + constant
+            z_row = tl.sum(join_columns(z, r * COLUMNS, COLUMNS), 0) + constant
             m_z = (col < W) & (r0 + r < H)
             tl.store(z_ptr + (r0 + r) * W + col, z_row, mask=m_z)
             if STATS:
@@ -217,6 +235,8 @@ def slab_forward(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -254,7 +274,7 @@ def slab_forward(
         for r0 in range(part * strip_rows, tl.minimum(part * strip_rows + strip_rows, H), ROWS):
             m_i, s_i = strip_logits(
                 x_ptr, scale_ptr, shift_ptr, v_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
-                ROWS, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C, WIDE,
+                ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN, RELU_U, RELU_Z, EVEN_C, WIDE,
             )  # fmt: skip
             m, s = combine(m, s, m_i, s_i)
         if not APPLY:
@@ -317,6 +337,8 @@ def forward_kernel(
     ROWS: tl.constexpr,  # rows of z marched over at a time
     BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; divides W and stride_h
+    SPAN: tl.constexpr,  # a tile spans a row, and a warp the tile
     BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -335,6 +357,6 @@ def forward_kernel(
     slab_forward(
         x_ptr, scale_ptr, shift_ptr, v_ptr, b, y_ptr, a_ptr, z_ptr, lse_ptr, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, BLOCK_P, BLOCK_K,
-        RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
+        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
     )  # fmt: skip

@@ -49,6 +49,15 @@ def vector_width(channels_last: bool, group: int, *tensors: Tensor) -> int:
     return width
 
 
+def runs(x: Tensor, config: LaunchConfig) -> dict[str, int | bool]:
+    """COLUMNS, the neighbouring columns of NCHW that one lane of the march holds, and SPAN, whether a warp has all."""
+    columns = config.columns
+    while x.shape[3] % columns or x.stride(2) % columns:
+        columns //= 2
+    span = x.stride(3) == 1 and x.shape[3] <= config.block_w <= 32 * columns
+    return {"COLUMNS": columns if span else 1, "SPAN": span}
+
+
 @functools.lru_cache
 def num_sms(device: torch.device) -> int:
     """Multiprocessors of the GPU; 1 in the interpreter, whose programs run one after the other."""

@@ -122,6 +122,8 @@ def norm_logits_kernel(
     ROWS: tl.constexpr,  # rows of z marched over at a time
     BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; divides W and stride_h
+    SPAN: tl.constexpr,  # a tile spans a row, and a warp the tile
     BLOCK_M: tl.constexpr,  # tile of the partial moments: channels and parts
     BLOCK_PARTS: tl.constexpr,
     BLOCK_Z: tl.constexpr,  # tile of a map
@@ -167,7 +169,7 @@ def norm_logits_kernel(
     for r0 in range(r_begin, r_end, ROWS):
         strip_logits(
             x_ptr, scale_ptr, shift_ptr, pw_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
-            ROWS, BLOCK_C, BLOCK_W, RELU_U, False, EVEN_C, WIDE, STATS=False,
+            ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN, RELU_U, False, EVEN_C, WIDE, STATS=False,
         )  # fmt: skip
     if z_moments_ptr is not None:
         tl.debug_barrier()  # every z of the strip is written before any is read
@@ -341,6 +343,8 @@ def folded_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -392,6 +396,6 @@ def folded_kernel(
     slab_forward(
         x_ptr, folded_ptr, shift_ptr, shift_ptr + C, b, y_ptr, a_ptr, z_ptr, None, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, BLOCK_P, BLOCK_K,
-        RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
+        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, MomentsConfig, cdiv
-from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, runs, tiles, vector_width
 from .launcher import Group
 from .moments import moments_kernel
 from .norm_forward import folded_kernel, norm_apply_kernel, norm_logits_kernel
@@ -88,7 +88,7 @@ def norm_forward(
             *_float_pair(running1), 0 if x_moments is None else x_moments.shape[0],
             h, w, c // g, g, strips, strip_rows, *x.stride(),
             EPS=eps1, ROWS=ROWS, BLOCK_M=block_m, BLOCK_PARTS=block_parts, RELU_U=relu_u,
-            **march_constants, **shared,
+            **march_constants, **runs(x, config), **shared,
         )  # fmt: skip
         if z_moments is not None:
             z_moments = _exchanged(z_moments, group)

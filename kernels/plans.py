@@ -12,7 +12,7 @@ import torch
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, cdiv
-from .geometry import is_channels_last, is_flat, is_wide, num_sms, tiles, vector_width
+from .geometry import is_channels_last, is_flat, is_wide, num_sms, runs, tiles, vector_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def forward_plan(
     constants = {
         **tiles(config, group),
         "ROWS": ROWS,
+        **runs(x, config),
         "RELU_U": relu_u,
         "RELU_Z": relu_z,
         "CHANNELS_LAST": channels_last,

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 
 import pytest
+import torch
 from ulsam_fused.kernels import config as configs
 from ulsam_fused.kernels.config import LaunchConfig, backward_config, forward_config
+from ulsam_fused.kernels.geometry import is_channels_last, runs
 
 H100 = 132  # multiprocessors
 SHAPES = [  # shape, num_splits
@@ -38,10 +40,42 @@ def test_tiles(choose: object) -> None:
         march, flat = config.block_c * config.block_w, config.block_p * config.block_k
         assert lanes <= march <= 16 * lanes, f"the march must fill its lanes, and its registers not overflow: {config}"
         assert lanes <= flat <= 32 * lanes, config
-        assert 8 <= config.block_w <= configs.MAX_BLOCK_W
+        assert configs.MIN_BLOCK_W <= config.block_w <= 32 * max(config.columns, configs.MAX_BLOCK_W // 32)
+        assert w % config.columns == 0
+        assert lanes * config.columns <= march, "no two lanes hold the same columns"
         if itemsize < 8:  # float64 has one tile for all
             assert config.block_w >= w or config.block_w == configs.MAX_BLOCK_W, "a tile spans a row, unless it is long"
+            assert config.block_w >= w or w > 32 * config.columns, "which a warp cannot span"
             assert config.block_w < 2 * w or config.block_w <= 16, "no more than half a tile is idle"
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "columns", "span"),
+    [
+        ((1, 2, 3, 7), None, 1, True),
+        ((1, 2, 3, 14), None, 2, True),
+        ((1, 2, 3, 28), None, 4, True),
+        ((1, 2, 3, 112), None, 4, True),
+        ((1, 2, 3, 128), None, 4, True),
+        ((1, 2, 3, 132), None, 1, False),
+        ((1, 2, 3, 31), None, 1, True),
+        ((1, 2, 3, 33), None, 1, False),
+        ((1, 2, 3, 64), None, 4, True),
+        ((1, 2, 3, 66), None, 1, False),  # more runs of two than a warp has lanes
+        ((1, 2, 3, 28), (180, 90, 30, 1), 2, True),  # rows of 28 columns, 30 apart
+        ((1, 2, 3, 28), (174, 87, 29, 1), 1, True),
+        ((1, 2, 3, 56), (342, 171, 57, 1), 1, False),
+        ((1, 2, 3, 28), (168, 84, 1, 3), 1, False),
+        ((1, 2, 3, 28), (168, 1, 56, 2), 1, False),  # channels_last
+    ],
+)
+def test_runs_of_columns(
+    shape: tuple[int, int, int, int], strides: tuple[int, ...] | None, columns: int, span: bool
+) -> None:
+    """Runs divide rows and the strides between them, and the lanes of a warp hold a whole row, or there are none."""
+    x = torch.empty(shape, device="meta") if strides is None else torch.empty_strided(shape, strides, device="meta")
+    config = forward_config(shape, 1, 2, is_channels_last(x), H100)
+    assert runs(x, config) == {"COLUMNS": columns, "SPAN": span}
 
 
 @CHOICES

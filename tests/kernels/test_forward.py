@@ -59,6 +59,14 @@ def test_widths_around_a_block(w: int, device: str) -> None:
     forward(make_case((1, 2, 2, w), 1, device=device, channels_last=w % 2 == 0), slab(block_w=8))
 
 
+@pytest.mark.parametrize(
+    ("w", "columns"), [(1, 1), (7, 1), (16, 1), (2, 2), (10, 2), (14, 2), (16, 2), (4, 4), (12, 4), (16, 4)]
+)
+def test_runs_of_columns(w: int, columns: int, device: str) -> None:
+    """Rows of one run, of as many as the tile has, and fewer: beyond the last run lanes hold copies of it."""
+    forward(make_case((1, 3, 3, w), 1, device=device), slab(block_w=16, block_c=2, columns=columns))
+
+
 @pytest.mark.parametrize("w", [63, 64, 65])
 def test_widths_around_the_widest_block(w: int, device: str) -> None:
     forward(make_case((1, 1, 2, w), 1, device=device), slab(block_w=64, block_c=1, block_k=1))
