@@ -22,11 +22,11 @@ from .primitives import (
     load_channel,
     load_signed,
     maximum,
-    pixel_offset,
     relu,
     sign_of,
     widen,
 )
+from .reweight import reweight
 
 
 @triton.jit
@@ -155,55 +155,6 @@ def strip_logits(
 
 
 @triton.jit
-def reweight(
-    x_ptr,
-    y_ptr,
-    a_ptr,  # [H*W] or None
-    z_ptr,  # [H*W]
-    m,
-    s,
-    p_begin,
-    p_end,
-    W,
-    G,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    y_stride_c,
-    y_stride_h,
-    y_stride_w,
-    BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    RELU_Z: tl.constexpr,
-    FLAT: tl.constexpr,
-    WIDE: tl.constexpr,
-    gain=None,  # with an offset: the softmax is of act_z(gain * z + offset)
-    offset=None,
-):
-    """Writes y, and A if asked, of pixels p_begin .. p_end - 1, given the softmax's (max, sum of exp)."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    for p0 in range(p_begin, p_end, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        m_p = p < p_end
-        z = tl.load(z_ptr + p, mask=m_p, other=float("-inf"))
-        if gain is not None:
-            z = tl.where(m_p, gain * z + offset, float("-inf"))
-        a = tl.exp(relu(z, RELU_Z) - m) / s
-        if a_ptr is not None:
-            tl.store(a_ptr + p, a, mask=m_p)
-        a = tl.where(a == 0, 1.2e-38, a)  # (1 + 0) * inf is inf, but inf + 0 * inf NaN; a finite x sees no difference
-        o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)
-        o_py = pixel_offset(widen(p, WIDE), W, y_stride_h, y_stride_w, FLAT)
-        for c0 in range(0, G, BLOCK_K):
-            c = c0 + tl.arange(0, BLOCK_K)
-            m_x = (c < G)[:, None] & m_p[None, :]
-            o_c = widen(c, WIDE)[:, None]
-            x = tl.load(x_ptr + (o_c * x_stride_c + o_px[None, :]), mask=m_x, other=0.0).to(dtype)
-            y = x + a[None, :] * x
-            tl.store(y_ptr + (o_c * y_stride_c + o_py[None, :]), y.to(y_ptr.dtype.element_ty), mask=m_x)
-
-
-@triton.jit
 def slab_forward(
     x_ptr,  # [N, C, H, W]
     scale_ptr,  # [C]
@@ -244,6 +195,8 @@ def slab_forward(
     EVEN_C: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,
+    CYCLE: tl.constexpr,
+    RUN: tl.constexpr,
     VEC: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -260,7 +213,7 @@ def slab_forward(
     x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
     y_stride_n, y_stride_c, y_stride_w = aligned_strides(y_stride_n, y_stride_c, y_stride_w, CHANNELS_LAST, VEC)
     channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    x_ptr += aligned(n * x_stride_n + channel.to(tl.int64) * x_stride_c, RUN)
     z_ptr += slab.to(tl.int64) * HW
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     m = tl.full([], float("-inf"), dtype)
@@ -296,12 +249,12 @@ def slab_forward(
         if lse_ptr is not None:
             if part == 0:
                 tl.store(lse_ptr + slab, m + tl.log(s))
-        y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
+        y_ptr += aligned(n * y_stride_n + channel.to(tl.int64) * y_stride_c, RUN)
         if a_ptr is not None:
             a_ptr += slab.to(tl.int64) * HW
         reweight(
             x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, p_end, W, G, x_stride_c, x_stride_h, x_stride_w,
-            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, WIDE,
+            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, CYCLE, RUN, WIDE,
         )  # fmt: skip
 
 
@@ -346,6 +299,8 @@ def forward_kernel(
     EVEN_C: tl.constexpr,  # BLOCK_C divides G
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,  # one stride serves all pixels of a map
+    CYCLE: tl.constexpr,  # channels after which runs of RUN elements begin at the same pixels; or both 1
+    RUN: tl.constexpr,  # divides where slabs begin
     VEC: tl.constexpr,  # strides, and H*W (G in channels_last), are multiples of it
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
@@ -358,5 +313,5 @@ def forward_kernel(
         x_ptr, scale_ptr, shift_ptr, v_ptr, b, y_ptr, a_ptr, z_ptr, lse_ptr, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
         y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
-        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -56,6 +57,17 @@ def runs(x: Tensor, config: LaunchConfig) -> dict[str, int | bool]:
         columns //= 2
     span = x.stride(3) == 1 and x.shape[3] <= config.block_w <= 32 * columns
     return {"COLUMNS": columns if span else 1, "SPAN": span}
+
+
+def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[str, int]:
+    """RUN, elements of 16 bytes, and CYCLE, after how many channels runs begin at the same pixels; 1 where no use."""
+    pixels = x.shape[2] * x.shape[3]
+    run = 16 // min(x.element_size(), y.element_size())
+    cycle = run // math.gcd(run, pixels)
+    lies = all(t.stride()[1:] == (pixels, t.shape[3], 1) and t.stride(0) % run == 0 for t in (x, y))
+    if cycle == 1 or not lies or config.split or group % cycle:
+        return {"CYCLE": 1, "RUN": 1}
+    return {"CYCLE": cycle, "RUN": run}
 
 
 @functools.lru_cache

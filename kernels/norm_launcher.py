@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, MomentsConfig, cdiv
-from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, runs, tiles, vector_width
+from .geometry import device_of, is_channels_last, is_flat, is_wide, num_sms, run_cycle, runs, tiles, vector_width
 from .launcher import Group
 from .moments import moments_kernel
 from .norm_forward import folded_kernel, norm_apply_kernel, norm_logits_kernel
@@ -96,7 +96,7 @@ def norm_forward(
             x, z, z_moments, _contiguous(gamma2), _contiguous(beta2), y, attention if need_attention else None, lse,
             second, *_running(running2), *_float_pair(running2), 0 if z_moments is None else z_moments.shape[0],
             h, w, c // g, g, chunk, *x.stride(), *y.stride(),
-            EPS=eps2, RELU_Z=relu_z, FLAT=flat, **apply_constants, **shared,
+            EPS=eps2, RELU_Z=relu_z, FLAT=flat, **apply_constants, **run_cycle(c // g, x, y, config), **shared,
         )  # fmt: skip
     for running in (running1, running2):
         if running is not None:  # what autograd has saved of them is not what it was

@@ -12,7 +12,7 @@ import torch
 
 from . import config as configs
 from .config import ROWS, LaunchConfig, cdiv
-from .geometry import is_channels_last, is_flat, is_wide, num_sms, runs, tiles, vector_width
+from .geometry import is_channels_last, is_flat, is_wide, num_sms, run_cycle, runs, tiles, vector_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ def forward_plan(
         "RELU_Z": relu_z,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
+        **run_cycle(group, x, y, config),
         "VEC": vector_width(channels_last, group, x, y) if flat else 1,
         "WIDE": is_wide(x) or is_wide(y),
     }

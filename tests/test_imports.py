@@ -37,7 +37,7 @@ LAYERS = (
     ("kernels.norm_backward", "kernels.norm_forward", "kernels.plans"),
     ("backends", "tracing", "torch_primitives", "kernels.backward", "kernels.forward", "kernels.moments"),
     ("batch_norm", "checks", "distributed", "proof", "state_dict", "structure"),
-    ("kernels.columns",),
+    ("kernels.columns", "kernels.reweight"),
     ("kernels.geometry", "kernels.primitives"),
     ("kernels.config",),
     ("kernels",),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ulsam_fused.kernels import config as configs
 from ulsam_fused.kernels.config import LaunchConfig, backward_config, forward_config
-from ulsam_fused.kernels.geometry import is_channels_last, runs
+from ulsam_fused.kernels.geometry import is_channels_last, run_cycle, runs
 
 H100 = 132  # multiprocessors
 SHAPES = [  # shape, num_splits
@@ -76,6 +76,29 @@ def test_runs_of_columns(
     x = torch.empty(shape, device="meta") if strides is None else torch.empty_strided(shape, strides, device="meta")
     config = forward_config(shape, 1, 2, is_channels_last(x), H100)
     assert runs(x, config) == {"COLUMNS": columns, "SPAN": span}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "h", "w", "cycle"),
+    [
+        (torch.float16, 32, 7, 7, 8),
+        (torch.float16, 20, 7, 7, 1),  # 8 does not divide 20
+        (torch.float16, 20, 14, 14, 2),
+        (torch.float16, 20, 28, 28, 1),  # every channel is whole runs
+        (torch.float32, 20, 7, 7, 4),
+        (torch.float32, 20, 14, 14, 1),
+        (torch.float32, 20, 3, 6, 2),
+    ],
+)
+def test_cycle_of_runs(dtype: torch.dtype, group: int, h: int, w: int, cycle: int) -> None:
+    x = torch.empty((3, 2 * group, h, w), dtype=dtype, device="meta")
+    config = dataclasses.replace(forward_config(x.shape, 2, dtype.itemsize, False, H100), split=False)
+    run = 1 if cycle == 1 else 16 // dtype.itemsize
+    assert run_cycle(group, x, x, config) == {"CYCLE": cycle, "RUN": run}
+    apart = torch.empty_strided(x.shape, (2 * group * (h * w + 8), h * w + 8, w, 1), dtype=dtype, device="meta")
+    last = x.to(memory_format=torch.channels_last)
+    for y, other in ((apart, config), (last, config), (x, dataclasses.replace(config, split=True, strip_rows=7))):
+        assert run_cycle(group, x, y, other) == {"CYCLE": 1, "RUN": 1}
 
 
 @CHOICES

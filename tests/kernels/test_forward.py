@@ -95,6 +95,19 @@ def test_chunks_that_do_not_end_with_strips(block_p: int, channels_last: bool, d
     forward(make_case((1, 2, 15, 5), 1, device=device, channels_last=channels_last), config)
 
 
+@pytest.mark.parametrize("out_dtype", [None, torch.float16, torch.float64])
+@pytest.mark.parametrize(("group", "h", "w"), [(4, 3, 5), (8, 1, 1), (12, 7, 7), (2, 2, 3), (6, 5, 2), (6, 3, 3)])
+def test_runs_of_16_bytes(group: int, h: int, w: int, out_dtype: torch.dtype | None, device: str) -> None:
+    """Runs begin at other pixels in every channel: one tile of runs and several, and groups that the cycle divides."""
+    case = make_case((2, 2 * group, h, w), 2, torch.float32, device)
+    forward(case, slab(), out_dtype=out_dtype)
+
+
+@pytest.mark.parametrize("config", [slab(), slab(block_p=64, block_k=32)], ids=["small", "large"])
+def test_runs_of_8_halves(config: LaunchConfig, device: str) -> None:
+    forward(make_case((2, 48, 3, 5), 2, torch.float16, device), config, out_dtype=torch.float32)
+
+
 def test_several_images_and_subspaces_and_strips(device: str) -> None:
     forward(make_case((2, 6, 8, 9), 2, device=device), split(block_c=2))
 
