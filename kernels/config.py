@@ -49,16 +49,17 @@ def forward_config(
     shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
 ) -> LaunchConfig:
     """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
-    # 7 rows of sums per element. Twice as many per lane spill: float16 NCHW with 64 columns on sm_90, float32
-    # channels_last on sm_100. Left to itself the assembler aims at 168 registers, and spills a few to get there.
+    # 7 rows of sums per element. Twice as many per lane spill in channels_last: float32 on sm_100. Left to itself the
+    # assembler aims at 168 registers, and spills a few to get there; where a warp spans a row there is no need to.
     w = shape[3]
     columns = 1 if channels_last or itemsize == 8 else min(w & -w, 4)
     per_lane = 4 if itemsize == 2 or columns == 4 else 2
     config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
-    if not channels_last and config.block_w < w <= 32 * columns:  # a warp can span a row
-        block_w = next_power_of_2(w)
-        config = dataclasses.replace(config, block_w=block_w, block_c=config.block_c * config.block_w // block_w)
-    return dataclasses.replace(config, columns=columns)
+    if channels_last or itemsize == 8 or w > 32 * columns:
+        return config
+    block_w = max(next_power_of_2(w), MIN_BLOCK_W)
+    block_c = config.block_c * config.block_w // block_w
+    return dataclasses.replace(config, block_w=block_w, block_c=block_c, columns=columns, max_registers=168)
 
 
 def backward_config(

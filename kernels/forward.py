@@ -22,6 +22,7 @@ from .primitives import (
     load_channel,
     load_signed,
     maximum,
+    mirrored_program,
     relu,
     sign_of,
     widen,
@@ -112,12 +113,12 @@ def strip_logits(
             for r in tl.static_range(ROWS + 2):
                 row_ptr = x_ptr + clamp(r0 + r - 1, H).to(tl.int64) * stride_h
                 if SPAN:
-                    x = load_signed(row_ptr, o_xc + o_col, sign, m_c, EVEN_C).to(narrow)
+                    x = load_signed(row_ptr, o_xc + o_col, sign, m_c, EVEN_C, "evict_last").to(narrow)
                     here = split_columns(x, COLUMNS)
                 else:
-                    left = load_signed(row_ptr, o_xc + o_left, sign, m_c, EVEN_C).to(narrow)
-                    centre = load_signed(row_ptr, o_xc + o_col, sign, m_c, EVEN_C).to(narrow)
-                    right = load_signed(row_ptr, o_xc + o_right, sign, m_c, EVEN_C).to(narrow)
+                    left = load_signed(row_ptr, o_xc + o_left, sign, m_c, EVEN_C, "evict_last").to(narrow)
+                    centre = load_signed(row_ptr, o_xc + o_col, sign, m_c, EVEN_C, "evict_last").to(narrow)
+                    right = load_signed(row_ptr, o_xc + o_right, sign, m_c, EVEN_C, "evict_last").to(narrow)
                     here = maxima3((left, centre, right), 1)
                 if r >= 2:
                     m_row = ()
@@ -201,8 +202,11 @@ def slab_forward(
     WIDE: tl.constexpr,
 ):
     """What a program of `forward_kernel` does for its slab; arguments as there."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    if LOGITS:
+        slab = tl.program_id(0)
+        part = tl.program_id(1)
+    else:
+        slab, part = mirrored_program()  # x is still in L2 where the logits were computed last
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W

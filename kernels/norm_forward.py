@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .forward import finite, slab_forward, strip_logits
 from .moments import combine_moments, map_moments
-from .primitives import aligned, aligned_strides, relu
+from .primitives import aligned, aligned_strides, mirrored_program, relu
 from .reweight import reweight
 
 
@@ -244,8 +244,7 @@ def norm_apply_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """y, A and lse; grid (N * num_splits, chunks)."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    slab, part = mirrored_program()  # x is still in L2 where the logits were computed last
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W
