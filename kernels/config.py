@@ -59,6 +59,9 @@ def forward_config(
         return config
     block_w = max(next_power_of_2(w), MIN_BLOCK_W)
     block_c = config.block_c * config.block_w // block_w
+    group = shape[1] // num_splits
+    while block_c * block_w > 32 * config.num_warps * columns and _idle_quarter(group, block_c):
+        block_c //= 2
     return dataclasses.replace(config, block_w=block_w, block_c=block_c, columns=columns, max_registers=168)
 
 
@@ -176,6 +179,11 @@ def _slab_is_large(shape: tuple[int, int, int, int], num_splits: int, itemsize: 
 def _slabs_are_few(shape: tuple[int, int, int, int], num_splits: int, num_sms: int) -> bool:
     n, _, h, _ = shape
     return n * num_splits < PROGRAMS_PER_SM * num_sms and h > ROWS  # a map of one strip cannot be split
+
+
+def _idle_quarter(group: int, block_c: int) -> bool:
+    """Whether tiles of half as many channels would leave out a quarter of the channels handled, all idle."""
+    return 4 * cdiv(group, block_c // 2) * (block_c // 2) <= 3 * cdiv(group, block_c) * block_c
 
 
 def next_power_of_2(n: int) -> int:

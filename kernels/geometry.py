@@ -60,14 +60,15 @@ def runs(x: Tensor, config: LaunchConfig) -> dict[str, int | bool]:
 
 
 def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[str, int]:
-    """RUN, elements of 16 bytes, and CYCLE, after how many channels runs begin at the same pixels; 1 where no use."""
+    """RUN, elements of at most 16 bytes, and CYCLE, channels after which runs begin at the same pixels; 1 if no use."""
     pixels = x.shape[2] * x.shape[3]
-    run = 16 // min(x.element_size(), y.element_size())
+    lies = all(t.stride()[1:] == (pixels, t.shape[3], 1) for t in (x, y))
+    run = 16 // min(x.element_size(), y.element_size()) if lies and not config.split else 1
     cycle = run // math.gcd(run, pixels)
-    lies = all(t.stride()[1:] == (pixels, t.shape[3], 1) and t.stride(0) % run == 0 for t in (x, y))
-    if cycle == 1 or not lies or config.split or group % cycle:
-        return {"CYCLE": 1, "RUN": 1}
-    return {"CYCLE": cycle, "RUN": run}
+    while group % cycle or x.stride(0) % run or y.stride(0) % run:
+        run //= 2
+        cycle = run // math.gcd(run, pixels)
+    return {"CYCLE": cycle, "RUN": run} if cycle > 1 else {"CYCLE": 1, "RUN": 1}
 
 
 @functools.lru_cache

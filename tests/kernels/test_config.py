@@ -79,10 +79,19 @@ def test_runs_of_columns(
 
 
 @pytest.mark.parametrize(
+    ("group", "w", "block_c"), [(16, 7, 16), (20, 7, 8), (32, 7, 16), (8, 7, 8), (1, 7, 4), (3, 14, 4), (1, 28, 4)]
+)
+def test_few_channels_are_idle(group: int, w: int, block_c: int) -> None:
+    config = forward_config((64, group * 4, 7, w), 4, 2, False, H100)
+    assert (config.num_warps, config.block_c) == (1, block_c)
+
+
+@pytest.mark.parametrize(
     ("dtype", "group", "h", "w", "cycle"),
     [
         (torch.float16, 32, 7, 7, 8),
-        (torch.float16, 20, 7, 7, 1),  # 8 does not divide 20
+        (torch.float16, 20, 7, 7, 4),  # 8 does not divide 20: runs of 8 bytes
+        (torch.float16, 3, 7, 7, 1),
         (torch.float16, 20, 14, 14, 2),
         (torch.float16, 20, 28, 28, 1),  # every channel is whole runs
         (torch.float32, 20, 7, 7, 4),
@@ -93,7 +102,7 @@ def test_runs_of_columns(
 def test_cycle_of_runs(dtype: torch.dtype, group: int, h: int, w: int, cycle: int) -> None:
     x = torch.empty((3, 2 * group, h, w), dtype=dtype, device="meta")
     config = dataclasses.replace(forward_config(x.shape, 2, dtype.itemsize, False, H100), split=False)
-    run = 1 if cycle == 1 else 16 // dtype.itemsize
+    run = 1 if cycle == 1 else 4 if group == 20 and h == 7 else 16 // dtype.itemsize
     assert run_cycle(group, x, x, config) == {"CYCLE": cycle, "RUN": run}
     apart = torch.empty_strided(x.shape, (2 * group * (h * w + 8), h * w + 8, w, 1), dtype=dtype, device="meta")
     last = x.to(memory_format=torch.channels_last)
