@@ -15,13 +15,13 @@ MAX_BARRIERS_3_6 = 14  # Triton 3.6 changes the layout of every row: backward of
 _LIKE_FORWARD = ("norm_forward", "folded")  # the same march
 
 # (direction, bytes per element of the type) -> instructions per element
-MAX_MARCH = {("forward", 2): 36, ("forward", 4): 30, ("forward", 8): 125}
+MAX_MARCH = {("forward", 2): 28, ("forward", 4): 26, ("forward", 8): 117}
 MAX_MARCH |= {("backward", 2): 165, ("backward", 4): 170, ("backward", 8): 415}
 MAX_MARCH |= {("norm_backward", size): MAX_MARCH["backward", size] for size in (2, 4, 8)}  # the same march
 MAX_MARCH |= {(direction, size): MAX_MARCH["forward", size] for direction in _LIKE_FORWARD for size in (2, 4, 8)}
 MAX_MOMENTS = {2: 13, 4: 18, 8: 32}  # the sweep over x for its moments
 MAX_MOMENTS_NARROW = 46  # where accesses have less than 16 bytes; 26 on Triton 3.7.1 and 3.9
-MAX_SWEEP = {2: 99, 4: 99, 8: 99}  # the forward's second sweep
+MAX_SWEEP = {2: 13, 4: 10, 8: 12}  # the forward's second sweep
 MAX_MARCH_NARROW = 220  # backward, a tile of 2 channels
 
 FLOOR = {("forward", 2): 31, ("forward", 4): 62, ("backward", 2): 47, ("backward", 4): 93}
