@@ -85,6 +85,7 @@ class Resources:
     load_bytes: int  # widest load and store of global memory, bytes per lane
     store_bytes: int
     march: float  # lane-instructions per element of the row march, or of the sweep for moments
+    sweep: float  # lane-instructions per element of the forward's second sweep
     nan_maximum: bool  # the maximum keeps NaN
 
 
@@ -138,9 +139,9 @@ def _norm_backward_cases(matrix: bool) -> list[Case]:
 
 def compile_case(case: Case, arch: int) -> Iterator[Resources]:
     """The kernels that this call launches on this architecture."""
-    for name, kernel, threads_elements in _launches(case, arch):
+    for name, kernel, constants in _launches(case, arch):
         sass, usage = _machine_code(kernel)
-        yield _read(case, arch, name, kernel, sass, usage, threads_elements)
+        yield _read(case, arch, name, kernel, sass, usage, constants)
 
 
 class _Driver:
@@ -179,27 +180,35 @@ def compile_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         triton.JITFunction.run = original
 
 
-def _launches(case: Case, arch: int) -> list[tuple[str, Any, float]]:
-    """Name, kernel, and lanes per element of one turn of the march, of every launch."""
+def _launches(case: Case, arch: int) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Name, kernel and constants of every launch."""
     with compile_only(arch) as compiled:
         _call(case)
-    rows = MARCH_ROWS.value if "backward" in case.direction else configs.ROWS  # in one turn of the march's loop
     return [
         (
             "+".join(name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if constants.get(name))
             or kernel.metadata.name.removeprefix("norm_").removesuffix("_kernel"),
             kernel,
-            32 * constants["num_warps"] / _elements(constants, rows),
+            constants,
         )
         for kernel, constants in compiled
     ]
 
 
-def _elements(constants: dict[str, Any], rows: int) -> int:
-    """Elements of one turn of the hottest loop."""
+def _march_elements(direction: str, constants: dict[str, Any]) -> int:
+    """Elements of one turn of the march, or of the sweep for moments."""
     if "BLOCK_W" in constants:
-        return int(constants["BLOCK_C"] * constants["BLOCK_W"] * constants.get("COLUMNS", 1) * rows)
+        rows = configs.ROWS
+        if "backward" in direction:
+            rows = MARCH_ROWS.value * constants["COLUMNS"]  # of each of the BLOCK_W strips
+        return int(constants["BLOCK_C"] * constants["BLOCK_W"] * rows)
     return int(constants.get("BLOCK_C", 1) * constants["BLOCK_P"])
+
+
+def _sweep_elements(constants: dict[str, Any]) -> int:
+    """Elements of one turn of the second sweep."""
+    run = constants.get("RUN", 1)
+    return int(constants["BLOCK_P"] * max(constants["BLOCK_K"] // run, 1) * run)
 
 
 def _call(case: Case) -> None:
@@ -252,7 +261,7 @@ _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 
-def _read(case: Case, arch: int, name: str, kernel: Any, sass: str, usage: str, lanes_per_element: float) -> Resources:
+def _read(case: Case, arch: int, name: str, kernel: Any, sass: str, usage: str, constants: dict[str, Any]) -> Resources:
     code = [(int(address, 16), op, rest) for address, op, rest in _LINE.findall(sass)]
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
@@ -261,6 +270,12 @@ def _read(case: Case, arch: int, name: str, kernel: Any, sass: str, usage: str, 
     kinds = collections.Counter(op.split(".")[0] for op in loop)
     shared = int(kernel.metadata.shared)
     warps = int(kernel.metadata.num_warps)
+    lanes = 32 * warps
+    march = sweep = 0.0
+    if {"logits", "march", "moments"} & set(name.split("+")):
+        march = round(len(loop) * lanes / _march_elements(case.direction, constants), 1)
+    if "apply" in name:
+        sweep = round(len(_hottest_loop(code, "STG")) * lanes / _sweep_elements(constants), 1)
     by_registers = 65536 // (max(-(-registers // 8) * 8, 16) * 32 * warps)
     by_shared = 227 * 1024 // (shared + 1024)
     return Resources(
@@ -275,13 +290,14 @@ def _read(case: Case, arch: int, name: str, kernel: Any, sass: str, usage: str, 
         barriers=kinds["BAR"],
         load_bytes=_width(code, "LDG"),
         store_bytes=_width(code, "STG"),
-        march=round(len(loop) * lanes_per_element, 1) if {"logits", "march", "moments"} & set(name.split("+")) else 0.0,
+        march=march,
+        sweep=sweep,
         nan_maximum=bool(re.search(r"MNMX\S*\.NAN|max\S*\.NaN", sass + kernel.asm["ptx"])),
     )
 
 
-def _hottest_loop(code: list[tuple[int, str, str]]) -> list[str]:
-    """The innermost loop with the most loads: the row march, wherever there is one."""
+def _hottest_loop(code: list[tuple[int, str, str]], access: str = "LDG") -> list[str]:
+    """The innermost loop with the most loads: the row march, wherever there is one. Or that with the most stores."""
     loops = []
     for address, op, rest in code:
         target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
@@ -291,7 +307,7 @@ def _hottest_loop(code: list[tuple[int, str, str]]) -> list[str]:
     if not innermost:
         return []
     bodies = [[op for address, op, _ in code if start <= address <= end] for start, end in innermost]
-    return max(bodies, key=lambda body: (sum(op.startswith("LDG") for op in body), len(body)))
+    return max(bodies, key=lambda body: (sum(op.startswith(access) for op in body), len(body)))
 
 
 def _width(code: list[tuple[int, str, str]], access: str) -> int:
@@ -311,7 +327,7 @@ def _label(case: Case) -> str:
     return f"{case.direction} {case.dtype} {layout} {c}x{h}x{w} {form}"
 
 
-_COLUMNS = "{:52} {:>4} {:12}" + " {:>6}" * 10
+_COLUMNS = "{:52} {:>4} {:12}" + " {:>6}" * 11
 
 
 def main() -> int:

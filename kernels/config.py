@@ -24,9 +24,10 @@ class LaunchConfig:
     """How one direction of the operator is launched."""
 
     split: bool  # False: one program per slab; True: strips of rows in two launches
-    block_w: int  # lanes along a row of a tile of the row march
-    columns: int  # that each of these lanes holds; 1 but in the backward of channels_last
+    block_w: int  # columns of a tile of the row march; strips of them in the backward of channels_last
     block_c: int  # channels of a tile of the row march
+    columns: int  # neighbouring columns of NCHW that a lane of the forward's march holds
+    strip_columns: int  # columns of a strip in the backward of channels_last
     block_p: int  # pixels of a tile of the flat sweep
     block_k: int  # channels of a tile of the flat sweep
     num_warps: int
@@ -50,10 +51,20 @@ def forward_config(
     shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
 ) -> LaunchConfig:
     """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
-    # 7 rows of sums per element. Twice as many per lane spill: float16 NCHW with 64 columns on sm_90, float32
-    # channels_last on sm_100. Left to itself the assembler aims at 168 registers, and spills a few to get there.
-    per_lane = 4 if itemsize == 2 else 2
-    return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    # 7 rows of sums per element. Twice as many per lane spill in channels_last: float32 on sm_100. Left to itself the
+    # assembler aims at 168 registers, and spills a few to get there; where a warp spans a row there is no need to.
+    w = shape[3]
+    columns = 1 if channels_last or itemsize == 8 else min(w & -w, 4)
+    per_lane = 4 if itemsize == 2 or columns == 4 else 2
+    config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    if channels_last or itemsize == 8 or w > 32 * columns:
+        return config
+    block_w = max(next_power_of_2(w), MIN_BLOCK_W)
+    block_c = config.block_c * config.block_w // block_w
+    group = shape[1] // num_splits
+    while block_c * block_w > 32 * config.num_warps * columns and _idle_quarter(group, block_c):
+        block_c //= 2
+    return dataclasses.replace(config, block_w=block_w, block_c=block_c, columns=columns, max_registers=168)
 
 
 def backward_config(
@@ -87,7 +98,7 @@ def _with_columns(
     group = c // num_splits
     lanes = 32 * config.num_warps
     if itemsize == 8:
-        return dataclasses.replace(config, block_w=8, columns=2, block_c=lanes // 8)
+        return dataclasses.replace(config, block_w=8, strip_columns=2, block_c=lanes // 8)
     elements, most = lanes, COLUMNS
     if itemsize == 2 and w <= COLUMNS and compared == 2 and group >= 2 * lanes:
         elements = 2 * lanes
@@ -97,17 +108,17 @@ def _with_columns(
     block_c = min(next_power_of_2(group), elements)
     strips = min(elements // block_c, next_power_of_2(cdiv(w, 4)))
     columns = cdiv(w, strips * cdiv(w, most * strips))
-    return dataclasses.replace(config, block_w=strips, columns=columns, block_c=max(block_c, lanes // strips))
+    return dataclasses.replace(config, block_w=strips, strip_columns=columns, block_c=max(block_c, lanes // strips))
 
 
 def has_halo(w: int, config: LaunchConfig, channels_last: bool) -> bool:
     """Whether a tile of the backward's march needs to know more of the row than it writes."""
-    return (config.block_w, config.columns) != (1, w) if channels_last else config.block_w < w
+    return (config.block_w, config.strip_columns) != (1, w) if channels_last else config.block_w < w
 
 
 def border_pitch(w: int, config: LaunchConfig, channels_last: bool) -> int:
     """Columns of A and dl with their border: those of all tiles, and one on either side."""
-    width = config.block_w * config.columns
+    width = config.block_w * config.strip_columns
     if not channels_last and has_halo(w, config, channels_last):
         width -= 2
     return cdiv(w, width) * width + 2
@@ -188,8 +199,8 @@ def _config(
     return LaunchConfig(
         split=split,
         block_w=block_w,
-        columns=1,
         block_c=32 * num_warps * per_lane // block_w,
+        columns=1,
         block_p=other if channels_last else run,
         block_k=run if channels_last else other,
         num_warps=num_warps,
@@ -217,6 +228,11 @@ def _slab_is_large(shape: tuple[int, int, int, int], num_splits: int, itemsize: 
 def _slabs_are_few(shape: tuple[int, int, int, int], num_splits: int, num_sms: int) -> bool:
     n, _, h, _ = shape
     return n * num_splits < PROGRAMS_PER_SM * num_sms and h > ROWS  # a map of one strip cannot be split
+
+
+def _idle_quarter(group: int, block_c: int) -> bool:
+    """Whether tiles of half as many channels would leave out a quarter of the channels handled, all idle."""
+    return 4 * cdiv(group, block_c // 2) * (block_c // 2) <= 3 * cdiv(group, block_c) * block_c
 
 
 def next_power_of_2(n: int) -> int:

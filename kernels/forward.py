@@ -4,14 +4,17 @@
     A      = softmax of act_z(z);   lse = log sum exp act_z(z)
     y[c,p] = x[c,p] + A[p] * x[c,p]
 
-The march loads three column-shifted rows, keeps the horizontal maxima of the two rows above, and so needs one new row
-per row of z. Beyond a border it reads the nearest pixel inside, which is in the same window and so changes no maximum:
-pixels need no masks. Without act_u the affine map leaves the maximum: z = sum (v |scale|) * max + sum v * shift + b.
+The march keeps the two rows above, and so needs one new row of x per row of z. Where a warp holds whole rows (SPAN, see
+`columns`), x is loaded once, and neighbours come from other lanes, after the maximum over three rows. Else, and in
+channels_last, three column-shifted rows are loaded, and their horizontal maxima kept. Beyond a border stands a pixel
+that is in the same window and so changes no maximum: pixels need no masks. Without act_u the affine map leaves the
+maximum: z = sum (v |scale|) * max + sum v * shift + b.
 """
 
 import triton
 import triton.language as tl
 
+from .columns import join_columns, maxima3, split_columns, with_neighbours
 from .primitives import (
     aligned,
     aligned_strides,
@@ -19,11 +22,12 @@ from .primitives import (
     load_channel,
     load_signed,
     maximum,
-    pixel_offset,
+    mirrored_program,
     relu,
     sign_of,
     widen,
 )
+from .reweight import reweight
 
 
 @triton.jit
@@ -58,6 +62,8 @@ def strip_logits(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
     RELU_U: tl.constexpr,
     RELU_Z: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -66,24 +72,30 @@ def strip_logits(
 ):
     """Writes z of rows r0 .. r0 + ROWS - 1; returns (max, sum of exp) of act_z(z) over them, if STATS."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
-    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
-    compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
+    narrow: tl.constexpr = x_ptr.dtype.element_ty  # x is compared in its own type
+    # the interpreter cannot multiply bfloat16; casts to float32 and back are ones that the compiler takes out
+    compare: tl.constexpr = tl.float32 if narrow == tl.bfloat16 else narrow
     m_strip = tl.full([], float("-inf"), dtype)
     s_strip = tl.full([], 0.0, dtype)
+    RUNS: tl.constexpr = BLOCK_W // COLUMNS
+    stride_h = aligned(stride_h, COLUMNS)
     for w0 in range(0, W, BLOCK_W):
+        run = w0 // COLUMNS + tl.arange(0, RUNS)
         col = w0 + tl.arange(0, BLOCK_W)
-        o_col_left = widen(clamp(col - 1, W), WIDE) * stride_w
-        o_col = widen(clamp(col, W), WIDE) * stride_w
-        o_col_right = widen(clamp(col + 1, W), WIDE) * stride_w
+        inside = tl.minimum(col // COLUMNS, W // COLUMNS - 1) * COLUMNS + col % COLUMNS  # in the last run, if beyond
+        o_col = widen(tl.max_contiguous(tl.multiple_of(inside, COLUMNS), COLUMNS), WIDE)[None, :] * stride_w
+        if not SPAN:
+            o_left = widen(clamp(col - 1, W), WIDE)[None, :] * stride_w
+            o_right = widen(clamp(col + 1, W), WIDE)[None, :] * stride_w
         z = ()
-        for _ in tl.static_range(ROWS):
-            z = z + (tl.zeros([BLOCK_C, BLOCK_W], dtype),)
+        for _ in tl.static_range(ROWS * COLUMNS):
+            z = z + (tl.zeros([BLOCK_C, RUNS], dtype),)
         constant = tl.full([], 0.0, dtype) + b
         for c0 in range(0, G, BLOCK_C):
             o_c = c0 + tl.arange(0, BLOCK_C)
             scale = load_channel(scale_ptr, o_c, G, dtype)
             v = load_channel(v_ptr, o_c, G, dtype)
-            sign = sign_of(scale).to(compare)[:, None]
+            sign = sign_of(scale).to(narrow).to(compare)[:, None]
             if RELU_U:
                 gain = tl.abs(scale)[:, None]
                 weight = v[:, None]
@@ -95,33 +107,44 @@ def strip_logits(
                     constant += tl.sum(v * load_channel(shift_ptr, o_c, G, dtype), 0)
             m_c = (o_c < G)[:, None]
             o_xc = widen(o_c, WIDE)[:, None] * stride_c
-            o_left = o_xc + o_col_left[None, :]
-            o_centre = o_xc + o_col[None, :]
-            o_right = o_xc + o_col_right[None, :]
-            above2 = tl.full([BLOCK_C, BLOCK_W], 0.0, compare)  # horizontal maxima of the two rows above
-            above1 = above2
+            o_x = o_xc + o_col
+            if SPAN and COLUMNS == 1:
+                # neighbours, which no run of several tells the compiler: as in `march_lanes`
+                o_x = tl.max_contiguous(o_xc + o_col, [1, BLOCK_W])
+            above2 = ()  # two rows above: of columns, or their horizontal maxima
+            above1 = ()
             z_next = ()
             for r in tl.static_range(ROWS + 2):
                 row_ptr = x_ptr + clamp(r0 + r - 1, H).to(tl.int64) * stride_h
-                left = load_signed(row_ptr, o_left, sign, m_c, EVEN_C)
-                centre = load_signed(row_ptr, o_centre, sign, m_c, EVEN_C)
-                right = load_signed(row_ptr, o_right, sign, m_c, EVEN_C)
-                here = maximum(maximum(left, right), centre)
+                if SPAN:
+                    x = load_signed(row_ptr, o_x, sign, m_c, EVEN_C, "evict_last").to(narrow)
+                    here = split_columns(x, COLUMNS)
+                else:
+                    left = load_signed(row_ptr, o_xc + o_left, sign, m_c, EVEN_C, "evict_last").to(narrow)
+                    centre = load_signed(row_ptr, o_x, sign, m_c, EVEN_C, "evict_last").to(narrow)
+                    right = load_signed(row_ptr, o_xc + o_right, sign, m_c, EVEN_C, "evict_last").to(narrow)
+                    here = maxima3((left, centre, right), 1)
                 if r >= 2:
-                    m = maximum(maximum(above2, above1), here).to(dtype)
-                    if RELU_U:
-                        m = m * gain
-                        if shift_ptr is not None:
-                            m += shift
-                        m = relu(m, True)
-                    z_next = z_next + (z[r - 2] + weight * m,)
+                    m_row = ()
+                    for i in tl.static_range(COLUMNS):
+                        m_row = m_row + (maximum(maximum(above2[i], above1[i]), here[i]),)
+                    if SPAN:
+                        m_row = maxima3(with_neighbours(m_row, run, W // COLUMNS - 1, COLUMNS), COLUMNS)
+                    for i in tl.static_range(COLUMNS):
+                        m = m_row[i].to(dtype)
+                        if RELU_U:
+                            m = m * gain
+                            if shift_ptr is not None:
+                                m += shift
+                            m = relu(m, True)
+                        z_next = z_next + (z[(r - 2) * COLUMNS + i] + weight * m,)
                 above2 = above1
                 above1 = here
             z = z_next
         m_block = tl.full([], float("-inf"), dtype)
         logits = ()
         for r in tl.static_range(ROWS):
-            z_row = tl.sum(z[r], 0) + constant
+            z_row = tl.sum(join_columns(z, r * COLUMNS, COLUMNS), 0) + constant
             m_z = (col < W) & (r0 + r < H)
             tl.store(z_ptr + (r0 + r) * W + col, z_row, mask=m_z)
             if STATS:
@@ -134,55 +157,6 @@ def strip_logits(
                 s_block += tl.sum(tl.exp(logits[r] - finite(m_block)), 0)
             m_strip, s_strip = combine(m_strip, s_strip, m_block, s_block)
     return m_strip, s_strip
-
-
-@triton.jit
-def reweight(
-    x_ptr,
-    y_ptr,
-    a_ptr,  # [H*W] or None
-    z_ptr,  # [H*W]
-    m,
-    s,
-    p_begin,
-    p_end,
-    W,
-    G,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    y_stride_c,
-    y_stride_h,
-    y_stride_w,
-    BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    RELU_Z: tl.constexpr,
-    FLAT: tl.constexpr,
-    WIDE: tl.constexpr,
-    gain=None,  # with an offset: the softmax is of act_z(gain * z + offset)
-    offset=None,
-):
-    """Writes y, and A if asked, of pixels p_begin .. p_end - 1, given the softmax's (max, sum of exp)."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    for p0 in range(p_begin, p_end, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        m_p = p < p_end
-        z = tl.load(z_ptr + p, mask=m_p, other=float("-inf"))
-        if gain is not None:
-            z = tl.where(m_p, gain * z + offset, float("-inf"))
-        a = tl.exp(relu(z, RELU_Z) - m) / s
-        if a_ptr is not None:
-            tl.store(a_ptr + p, a, mask=m_p)
-        a = tl.where(a == 0, 1.2e-38, a)  # (1 + 0) * inf is inf, but inf + 0 * inf NaN; a finite x sees no difference
-        o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)
-        o_py = pixel_offset(widen(p, WIDE), W, y_stride_h, y_stride_w, FLAT)
-        for c0 in range(0, G, BLOCK_K):
-            c = c0 + tl.arange(0, BLOCK_K)
-            m_x = (c < G)[:, None] & m_p[None, :]
-            o_c = widen(c, WIDE)[:, None]
-            x = tl.load(x_ptr + (o_c * x_stride_c + o_px[None, :]), mask=m_x, other=0.0).to(dtype)
-            y = x + a[None, :] * x
-            tl.store(y_ptr + (o_c * y_stride_c + o_py[None, :]), y.to(y_ptr.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
@@ -217,6 +191,8 @@ def slab_forward(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -224,12 +200,17 @@ def slab_forward(
     EVEN_C: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,
+    CYCLE: tl.constexpr,
+    RUN: tl.constexpr,
     VEC: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """What a program of `forward_kernel` does for its slab; arguments as there."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    if LOGITS:
+        slab = tl.program_id(0)
+        part = tl.program_id(1)
+    else:
+        slab, part = mirrored_program()  # x is still in L2 where the logits were computed last
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W
@@ -240,7 +221,7 @@ def slab_forward(
     x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
     y_stride_n, y_stride_c, y_stride_w = aligned_strides(y_stride_n, y_stride_c, y_stride_w, CHANNELS_LAST, VEC)
     channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    x_ptr += aligned(n * x_stride_n + channel.to(tl.int64) * x_stride_c, RUN)
     z_ptr += slab.to(tl.int64) * HW
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     m = tl.full([], float("-inf"), dtype)
@@ -254,7 +235,7 @@ def slab_forward(
         for r0 in range(part * strip_rows, tl.minimum(part * strip_rows + strip_rows, H), ROWS):
             m_i, s_i = strip_logits(
                 x_ptr, scale_ptr, shift_ptr, v_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
-                ROWS, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C, WIDE,
+                ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN, RELU_U, RELU_Z, EVEN_C, WIDE,
             )  # fmt: skip
             m, s = combine(m, s, m_i, s_i)
         if not APPLY:
@@ -276,12 +257,12 @@ def slab_forward(
         if lse_ptr is not None:
             if part == 0:
                 tl.store(lse_ptr + slab, m + tl.log(s))
-        y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
+        y_ptr += aligned(n * y_stride_n + channel.to(tl.int64) * y_stride_c, RUN)
         if a_ptr is not None:
             a_ptr += slab.to(tl.int64) * HW
         reweight(
             x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, p_end, W, G, x_stride_c, x_stride_h, x_stride_w,
-            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, WIDE,
+            y_stride_c, y_stride_h, y_stride_w, BLOCK_P, BLOCK_K, RELU_Z, FLAT, CYCLE, RUN, WIDE,
         )  # fmt: skip
 
 
@@ -317,6 +298,8 @@ def forward_kernel(
     ROWS: tl.constexpr,  # rows of z marched over at a time
     BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; divides W and stride_h
+    SPAN: tl.constexpr,  # a tile spans a row, and a warp the tile
     BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -324,6 +307,8 @@ def forward_kernel(
     EVEN_C: tl.constexpr,  # BLOCK_C divides G
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,  # one stride serves all pixels of a map
+    CYCLE: tl.constexpr,  # channels after which runs of RUN elements begin at the same pixels; or both 1
+    RUN: tl.constexpr,  # divides where slabs begin
     VEC: tl.constexpr,  # strides, and H*W (G in channels_last), are multiples of it
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
@@ -335,6 +320,6 @@ def forward_kernel(
     slab_forward(
         x_ptr, scale_ptr, shift_ptr, v_ptr, b, y_ptr, a_ptr, z_ptr, lse_ptr, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, BLOCK_P, BLOCK_K,
-        RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
+        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
 
 def march_tile(config: LaunchConfig, w: int, channels_last: bool) -> dict[str, int]:
     """What the march of the backward is told besides."""
-    return {"COLUMNS": config.columns, "HALO": has_halo(w, config, channels_last)}
+    return {"COLUMNS": config.strip_columns, "HALO": has_halo(w, config, channels_last)}
 
 
 def compared_size(dtype: torch.dtype) -> int:
@@ -57,6 +58,27 @@ def vector_width(channels_last: bool, group: int, *tensors: Tensor) -> int:
         while any(length % width for length in lengths):
             width //= 2
     return width
+
+
+def runs(x: Tensor, config: LaunchConfig) -> dict[str, int | bool]:
+    """COLUMNS, the neighbouring columns of NCHW that one lane of the march holds, and SPAN, whether a warp has all."""
+    columns = config.columns
+    while x.shape[3] % columns or x.stride(2) % columns:
+        columns //= 2
+    span = x.stride(3) == 1 and x.shape[3] <= config.block_w <= 32 * columns
+    return {"COLUMNS": columns if span else 1, "SPAN": span}
+
+
+def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[str, int]:
+    """RUN, elements of at most 16 bytes, and CYCLE, channels after which runs begin at the same pixels; 1 if no use."""
+    pixels = x.shape[2] * x.shape[3]
+    lies = all(t.stride()[1:] == (pixels, t.shape[3], 1) for t in (x, y))
+    run = 16 // min(x.element_size(), y.element_size()) if lies and not config.split else 1
+    cycle = run // math.gcd(run, pixels)
+    while group % cycle or x.stride(0) % run or y.stride(0) % run:
+        run //= 2
+        cycle = run // math.gcd(run, pixels)
+    return {"CYCLE": cycle, "RUN": run} if cycle > 1 else {"CYCLE": 1, "RUN": 1}
 
 
 @functools.lru_cache

@@ -16,9 +16,10 @@ moments of its own subspace, every program of a subspace in the same order and s
 import triton
 import triton.language as tl
 
-from .forward import finite, reweight, slab_forward, strip_logits
+from .forward import finite, slab_forward, strip_logits
 from .moments import combine_moments, map_moments
-from .primitives import aligned, aligned_strides, relu
+from .primitives import aligned, aligned_strides, mirrored_program, relu
+from .reweight import reweight
 
 
 @triton.jit
@@ -122,6 +123,8 @@ def norm_logits_kernel(
     ROWS: tl.constexpr,  # rows of z marched over at a time
     BLOCK_C: tl.constexpr,  # tile of the march: channels and columns
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; divides W and stride_h
+    SPAN: tl.constexpr,  # a tile spans a row, and a warp the tile
     BLOCK_M: tl.constexpr,  # tile of the partial moments: channels and parts
     BLOCK_PARTS: tl.constexpr,
     BLOCK_Z: tl.constexpr,  # tile of a map
@@ -167,7 +170,7 @@ def norm_logits_kernel(
     for r0 in range(r_begin, r_end, ROWS):
         strip_logits(
             x_ptr, scale_ptr, shift_ptr, pw_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
-            ROWS, BLOCK_C, BLOCK_W, RELU_U, False, EVEN_C, WIDE, STATS=False,
+            ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN, RELU_U, False, EVEN_C, WIDE, STATS=False,
         )  # fmt: skip
     if z_moments_ptr is not None:
         tl.debug_barrier()  # every z of the strip is written before any is read
@@ -235,12 +238,13 @@ def norm_apply_kernel(
     RELU_Z: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,  # one stride serves all pixels of a map
+    CYCLE: tl.constexpr,  # channels after which runs of RUN elements begin at the same pixels; or both 1
+    RUN: tl.constexpr,  # divides where slabs begin
     VEC: tl.constexpr,  # strides, and H*W (G in channels_last), are multiples of it
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """y, A and lse; grid (N * num_splits, chunks)."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    slab, part = mirrored_program()  # x is still in L2 where the logits were computed last
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W
@@ -286,15 +290,15 @@ def norm_apply_kernel(
     m, s = map_softmax(z_ptr, gain, offset, HW, BLOCK_Z, RELU_Z)
     if part == 0:
         tl.store(lse_ptr + slab, m + tl.log(s))
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
-    y_ptr += n * y_stride_n + channel.to(tl.int64) * y_stride_c
+    x_ptr += aligned(n * x_stride_n + channel.to(tl.int64) * x_stride_c, RUN)
+    y_ptr += aligned(n * y_stride_n + channel.to(tl.int64) * y_stride_c, RUN)
     if a_ptr is not None:
         a_ptr += slab.to(tl.int64) * HW
     p_begin = part * chunk
     reweight(
         x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, tl.minimum(p_begin + chunk, HW), W, G,
         x_stride_c, x_stride_h, x_stride_w, y_stride_c, y_stride_h, y_stride_w,
-        BLOCK_P, BLOCK_K, RELU_Z, FLAT, WIDE, gain, offset,
+        BLOCK_P, BLOCK_K, RELU_Z, FLAT, CYCLE, RUN, WIDE, gain, offset,
     )  # fmt: skip
 
 
@@ -341,6 +345,8 @@ def folded_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -348,6 +354,8 @@ def folded_kernel(
     EVEN_C: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,
+    CYCLE: tl.constexpr,
+    RUN: tl.constexpr,
     VEC: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -392,6 +400,6 @@ def folded_kernel(
     slab_forward(
         x_ptr, folded_ptr, shift_ptr, shift_ptr + C, b, y_ptr, a_ptr, z_ptr, None, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, BLOCK_P, BLOCK_K,
-        RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, VEC, WIDE,
+        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE,
     )  # fmt: skip

@@ -15,6 +15,8 @@ from .geometry import (
     is_wide,
     march_tile,
     num_sms,
+    run_cycle,
+    runs,
     tiles,
     vector_width,
 )
@@ -125,6 +127,7 @@ def norm_forward_plan(
     }
     logits: dict[str, Any] = {
         **{name: value for name, value in options.items() if name not in _FLAT_ONLY},
+        **runs(x, config),
         **shared,
         "EPS": eps1,
         "ROWS": ROWS,
@@ -134,6 +137,7 @@ def norm_forward_plan(
     }
     apply: dict[str, Any] = {
         **{name: value for name, value in options.items() if name not in _MARCH_ONLY},
+        **run_cycle(group, x, y, config),
         **shared,
         "EPS": eps2,
         "RELU_Z": relu_z,

@@ -21,6 +21,8 @@ from .geometry import (
     is_wide,
     march_tile,
     num_sms,
+    run_cycle,
+    runs,
     tiles,
     vector_width,
 )
@@ -72,10 +74,12 @@ def forward_plan(
     constants: dict[str, Any] = {
         **tiles(config, group),
         "ROWS": ROWS,
+        **runs(x, config),
         "RELU_U": relu_u,
         "RELU_Z": relu_z,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
+        **run_cycle(group, x, y, config),
         "VEC": vector_width(channels_last, group, x, y) if flat else 1,
         "WIDE": is_wide(x) or is_wide(y),
     }

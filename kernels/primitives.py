@@ -25,16 +25,25 @@ def maximum(a, b):
 
 
 @triton.jit
+def mirrored_program():
+    """The program's place in a grid of two axes, counted from its end: what was read last is read first."""
+    return tl.num_programs(0) - 1 - tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
+
+
+@triton.jit
 def clamp(i, size):
     """The index in [0, size) nearest to i."""
     return tl.minimum(tl.maximum(i, 0), size - 1)
 
 
 @triton.jit
-def load_signed(x_ptr, o_x, sign, m_c, EVEN_C: tl.constexpr):
-    """sign * x in the type of comparison, which `sign` carries; 0 in channels beyond the subspace."""
+def load_signed(x_ptr, o_x, sign, m_c, EVEN_C: tl.constexpr, CACHE: tl.constexpr = ""):
+    """sign * x in the type of comparison, which `sign` carries; 0 in channels beyond the subspace.
+
+    CACHE is Triton's eviction policy; under a mask it would cost up to ten instructions per element.
+    """
     if EVEN_C:
-        x = tl.load(x_ptr + o_x)
+        x = tl.load(x_ptr + o_x, eviction_policy=CACHE)
     else:
         x = tl.load(x_ptr + o_x, mask=m_c, other=0.0)
     return x.to(sign.dtype) * sign

@@ -41,6 +41,7 @@ LAYERS = (
     ("kernels.march_columns", "kernels.march_lanes"),
     ("kernels.routing",),
     ("attributes", "batch_norm", "checks", "distributed", "proof", "state_dict", "structure"),
+    ("kernels.columns", "kernels.reweight"),
     ("kernels.geometry", "kernels.primitives"),
     ("kernels.config", "kernels.launch"),
     ("kernels",),

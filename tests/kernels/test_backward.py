@@ -81,8 +81,8 @@ def test_strips_of_columns(columns: int, strips: int, device: str) -> None:
     width = columns * strips
     for w in sorted({max(width - 1, 1), width, width + 1, 2 * width}):
         case = make_case((1, 3, 5, w), 1, device=device, channels_last=True, relu_z=True)
-        backward(case, slab(block_w=strips, columns=columns, block_c=2))
-        backward(case, split(2, block_w=strips, columns=columns))
+        backward(case, slab(block_w=strips, strip_columns=columns, block_c=2))
+        backward(case, split(2, block_w=strips, strip_columns=columns))
 
 
 @pytest.mark.parametrize("w", [63, 64, 65])
@@ -194,7 +194,7 @@ def test_ties(dtype: torch.dtype, config: LaunchConfig, nhwc: bool, device: str)
 
 @pytest.mark.parametrize(
     "config",
-    [slab(block_w=1, columns=9), slab(block_w=2, columns=5), split(2, block_w=2, columns=2)],
+    [slab(block_w=1, strip_columns=9), slab(block_w=2, strip_columns=5), split(2, block_w=2, strip_columns=2)],
     ids=["row", "strips", "tiles"],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

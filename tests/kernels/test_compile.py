@@ -107,9 +107,10 @@ def test_budgets_notice_each_excess() -> None:
         "spills": 0,
         "stack": 0,
         "warps_per_sm": 12,
-        "march": 20.0,
+        "march": 9.0,
+        "sweep": 4.0,
         "barriers": 0,
     }
     assert budgets.violations(row, "3.7.1") == []
-    for excess in ({"spills": 1}, {"stack": 8}, {"warps_per_sm": 4}, {"march": 99.0}, {"barriers": 9}):
+    for excess in ({"spills": 1}, {"stack": 8}, {"warps_per_sm": 4}, {"march": 99.0}, {"sweep": 99.0}, {"barriers": 9}):
         assert len(budgets.violations(row | excess, "3.7.1")) == 1

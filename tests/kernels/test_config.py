@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 
 import pytest
+import torch
 from ulsam_fused.kernels import config as configs
 from ulsam_fused.kernels.config import LaunchConfig, backward_config, forward_config
+from ulsam_fused.kernels.geometry import is_channels_last, run_cycle, runs
 
 H100 = 132  # multiprocessors
 SHAPES = [  # shape, num_splits
@@ -40,10 +42,13 @@ def test_tiles(choose: object) -> None:
         assert lanes <= flat <= 32 * lanes, config
         if choose is backward_config and channels_last:
             continue
-        assert config.columns == 1
-        assert 8 <= config.block_w <= configs.MAX_BLOCK_W
+        assert config.strip_columns == 1
+        assert configs.MIN_BLOCK_W <= config.block_w <= 32 * max(config.columns, configs.MAX_BLOCK_W // 32)
+        assert w % config.columns == 0
+        assert lanes * config.columns <= march, "no two lanes hold the same columns"
         if itemsize < 8:  # float64 has one tile for all
             assert config.block_w >= w or config.block_w == configs.MAX_BLOCK_W, "a tile spans a row, unless it is long"
+            assert config.block_w >= w or w > 32 * config.columns, "which a warp cannot span"
             assert config.block_w < 2 * w or config.block_w <= 16, "no more than half a tile is idle"
 
 
@@ -55,9 +60,9 @@ def test_tiles_of_columns(compared: int | None) -> None:
         w = shape[3]
         per_lane = config.block_c * config.block_w / (32 * config.num_warps)
         assert 1 <= per_lane <= (2 if itemsize == 2 else 1)
-        whole_row = (config.block_w, config.columns) == (1, w)
-        assert per_lane * config.columns <= (14 if whole_row and (compared or itemsize) == 2 else 8)
-        width = config.block_w * config.columns
+        whole_row = (config.block_w, config.strip_columns) == (1, w)
+        assert per_lane * config.strip_columns <= (14 if whole_row and (compared or itemsize) == 2 else 8)
+        width = config.block_w * config.strip_columns
         spanned = configs.cdiv(w, width) * width
         assert spanned <= w * 3 / 2 + 4
         if w in (7, 14, 28, 56, 112):
@@ -67,13 +72,13 @@ def test_tiles_of_columns(compared: int | None) -> None:
 @pytest.mark.parametrize(
     ("w", "changes", "channels_last", "halo", "pitch"),
     [
-        (7, {"block_w": 1, "columns": 7}, True, False, 9),
-        (8, {"block_w": 1, "columns": 7}, True, True, 16),
-        (14, {"block_w": 2, "columns": 7}, True, True, 16),
-        (8, {"block_w": 8, "columns": 1}, True, True, 10),
-        (1, {"block_w": 1, "columns": 1}, True, False, 3),
-        (8, {"block_w": 8, "columns": 1}, False, False, 10),
-        (9, {"block_w": 8, "columns": 1}, False, True, 14),
+        (7, {"block_w": 1, "strip_columns": 7}, True, False, 9),
+        (8, {"block_w": 1, "strip_columns": 7}, True, True, 16),
+        (14, {"block_w": 2, "strip_columns": 7}, True, True, 16),
+        (8, {"block_w": 8, "strip_columns": 1}, True, True, 10),
+        (1, {"block_w": 1, "strip_columns": 1}, True, False, 3),
+        (8, {"block_w": 8, "strip_columns": 1}, False, False, 10),
+        (9, {"block_w": 8, "strip_columns": 1}, False, True, 14),
     ],
 )
 def test_what_a_march_knows_beside_its_tile(
@@ -82,6 +87,67 @@ def test_what_a_march_knows_beside_its_tile(
     config = dataclasses.replace(backward_config((1, 4, 8, 8), 1, 4, channels_last, 1), **changes)
     assert configs.has_halo(w, config, channels_last) == halo
     assert configs.border_pitch(w, config, channels_last) == pitch
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "columns", "span"),
+    [
+        ((1, 2, 3, 7), None, 1, True),
+        ((1, 2, 3, 14), None, 2, True),
+        ((1, 2, 3, 28), None, 4, True),
+        ((1, 2, 3, 112), None, 4, True),
+        ((1, 2, 3, 128), None, 4, True),
+        ((1, 2, 3, 132), None, 1, False),
+        ((1, 2, 3, 31), None, 1, True),
+        ((1, 2, 3, 33), None, 1, False),
+        ((1, 2, 3, 64), None, 4, True),
+        ((1, 2, 3, 66), None, 1, False),  # more runs of two than a warp has lanes
+        ((1, 2, 3, 28), (180, 90, 30, 1), 2, True),  # rows of 28 columns, 30 apart
+        ((1, 2, 3, 28), (174, 87, 29, 1), 1, True),
+        ((1, 2, 3, 56), (342, 171, 57, 1), 1, False),
+        ((1, 2, 3, 28), (168, 84, 1, 3), 1, False),
+        ((1, 2, 3, 28), (168, 1, 56, 2), 1, False),  # channels_last
+    ],
+)
+def test_runs_of_columns(
+    shape: tuple[int, int, int, int], strides: tuple[int, ...] | None, columns: int, span: bool
+) -> None:
+    """Runs divide rows and the strides between them, and the lanes of a warp hold a whole row, or there are none."""
+    x = torch.empty(shape, device="meta") if strides is None else torch.empty_strided(shape, strides, device="meta")
+    config = forward_config(shape, 1, 2, is_channels_last(x), H100)
+    assert runs(x, config) == {"COLUMNS": columns, "SPAN": span}
+
+
+@pytest.mark.parametrize(
+    ("group", "w", "block_c"), [(16, 7, 16), (20, 7, 8), (32, 7, 16), (8, 7, 8), (1, 7, 4), (3, 14, 4), (1, 28, 4)]
+)
+def test_few_channels_are_idle(group: int, w: int, block_c: int) -> None:
+    config = forward_config((64, group * 4, 7, w), 4, 2, False, H100)
+    assert (config.num_warps, config.block_c) == (1, block_c)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "h", "w", "cycle"),
+    [
+        (torch.float16, 32, 7, 7, 8),
+        (torch.float16, 20, 7, 7, 4),  # 8 does not divide 20: runs of 8 bytes
+        (torch.float16, 3, 7, 7, 1),
+        (torch.float16, 20, 14, 14, 2),
+        (torch.float16, 20, 28, 28, 1),  # every channel is whole runs
+        (torch.float32, 20, 7, 7, 4),
+        (torch.float32, 20, 14, 14, 1),
+        (torch.float32, 20, 3, 6, 2),
+    ],
+)
+def test_cycle_of_runs(dtype: torch.dtype, group: int, h: int, w: int, cycle: int) -> None:
+    x = torch.empty((3, 2 * group, h, w), dtype=dtype, device="meta")
+    config = dataclasses.replace(forward_config(x.shape, 2, dtype.itemsize, False, H100), split=False)
+    run = 1 if cycle == 1 else 4 if group == 20 and h == 7 else 16 // dtype.itemsize
+    assert run_cycle(group, x, x, config) == {"CYCLE": cycle, "RUN": run}
+    apart = torch.empty_strided(x.shape, (2 * group * (h * w + 8), h * w + 8, w, 1), dtype=dtype, device="meta")
+    last = x.to(memory_format=torch.channels_last)
+    for y, other in ((apart, config), (last, config), (x, dataclasses.replace(config, split=True, strip_rows=7))):
+        assert run_cycle(group, x, y, other) == {"CYCLE": 1, "RUN": 1}
 
 
 @CHOICES

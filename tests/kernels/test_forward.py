@@ -59,6 +59,14 @@ def test_widths_around_a_block(w: int, device: str) -> None:
     forward(make_case((1, 2, 2, w), 1, device=device, channels_last=w % 2 == 0), slab(block_w=8))
 
 
+@pytest.mark.parametrize(
+    ("w", "columns"), [(1, 1), (7, 1), (16, 1), (2, 2), (10, 2), (14, 2), (16, 2), (4, 4), (12, 4), (16, 4)]
+)
+def test_runs_of_columns(w: int, columns: int, device: str) -> None:
+    """Rows of one run, of as many as the tile has, and fewer: beyond the last run lanes hold copies of it."""
+    forward(make_case((1, 3, 3, w), 1, device=device), slab(block_w=16, block_c=2, columns=columns))
+
+
 @pytest.mark.parametrize("w", [63, 64, 65])
 def test_widths_around_the_widest_block(w: int, device: str) -> None:
     forward(make_case((1, 1, 2, w), 1, device=device), slab(block_w=64, block_c=1, block_k=1))
@@ -85,6 +93,19 @@ def test_chunks_that_do_not_end_with_strips(block_p: int, channels_last: bool, d
     """15 x 5 pixels in chunks of 36, 48 and 64; (max, sum) of three strips, one of a single row."""
     config = split(block_p=block_p, block_c=2, block_k=2)
     forward(make_case((1, 2, 15, 5), 1, device=device, channels_last=channels_last), config)
+
+
+@pytest.mark.parametrize("out_dtype", [None, torch.float16, torch.float64])
+@pytest.mark.parametrize(("group", "h", "w"), [(4, 3, 5), (8, 1, 1), (12, 7, 7), (2, 2, 3), (6, 5, 2), (6, 3, 3)])
+def test_runs_of_16_bytes(group: int, h: int, w: int, out_dtype: torch.dtype | None, device: str) -> None:
+    """Runs begin at other pixels in every channel: one tile of runs and several, and groups that the cycle divides."""
+    case = make_case((2, 2 * group, h, w), 2, torch.float32, device)
+    forward(case, slab(), out_dtype=out_dtype)
+
+
+@pytest.mark.parametrize("config", [slab(), slab(block_p=64, block_k=32)], ids=["small", "large"])
+def test_runs_of_8_halves(config: LaunchConfig, device: str) -> None:
+    forward(make_case((2, 48, 3, 5), 2, torch.float16, device), config, out_dtype=torch.float32)
 
 
 def test_several_images_and_subspaces_and_strips(device: str) -> None:
