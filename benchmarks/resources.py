@@ -32,6 +32,7 @@ from ulsam_fused.kernels import budgets, launcher, norm_backward_launcher, norm_
 from ulsam_fused.kernels import config as configs
 from ulsam_fused.kernels.backward import MARCH_ROWS
 from ulsam_fused.kernels.config import LaunchConfig
+from ulsam_fused.kernels.geometry import compared_size
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 # (C, H, W) of 64 images with one subspace: for each width of tile a slab for one warp and one for four
@@ -96,9 +97,7 @@ def shipped(matrix: bool = False) -> list[Case]:
     for direction, dtype, channels_last, shape, general, split in itertools.product(
         ("forward", "backward"), DTYPES, (False, True), shapes, (False, True), (False, True)
     ):
-        choose = configs.forward_config if direction == "forward" else configs.backward_config
-        itemsize = DTYPES[dtype].itemsize
-        config = choose((64, *shape), 1, itemsize, channels_last, NUM_SMS)
+        config = _chosen(direction, dtype, channels_last, (64, *shape))
         # the regimes share a tile: one configuration is seen as both launches of a split, in a matrix all are
         if split != config.split and not (split and shape[1] > configs.ROWS and (matrix or shape == SHAPES[-1])):
             continue
@@ -110,7 +109,19 @@ def shipped(matrix: bool = False) -> list[Case]:
         key = case if matrix else (direction, channels_last, tile)
         if key not in cases or (case.dtype == wanted[channels_last] and case.general):
             cases[key] = case
-    return list(cases.values()) + _norm_forward_cases(matrix) + _norm_backward_cases(matrix)
+    few = [  # slabs, of one launch nevertheless
+        Case("forward", dtype, channels_last, (128, 14, 14), True, config)
+        for dtype, channels_last in (("float16", False), ("float16", True))
+        for config in [_chosen("forward", dtype, channels_last, (1, 128, 14, 14))]
+    ]
+    return list(cases.values()) + few + _norm_forward_cases(matrix) + _norm_backward_cases(matrix)
+
+
+def _chosen(direction: str, dtype: str, channels_last: bool, shape: tuple[int, int, int, int]) -> LaunchConfig:
+    arguments = (shape, 1, DTYPES[dtype].itemsize, channels_last, NUM_SMS)
+    if direction == "forward":
+        return configs.forward_config(*arguments)
+    return configs.backward_config(*arguments, compared_size(DTYPES[dtype]))
 
 
 def _norm_forward_cases(matrix: bool) -> list[Case]:
@@ -133,7 +144,7 @@ def _norm_backward_cases(matrix: bool) -> list[Case]:
     return [
         Case("norm_backward", dtype, channels_last, shape, both, config)
         for dtype, channels_last, shape, both in chosen
-        for config in [configs.backward_config((64, *shape), 1, DTYPES[dtype].itemsize, channels_last, NUM_SMS)]
+        for config in [_chosen("backward", dtype, channels_last, (64, *shape))]
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 MIN_WARPS_PER_SM = 8  # resident; fewer cannot hide the latency of memory
 MAX_BARRIERS = 2  # in one turn of the march, where tiles change their layout for 16-byte stores
-MAX_BARRIERS_3_6 = 14  # Triton 3.6 changes the layout of every row: backward of NCHW, forward of odd widths
+MAX_BARRIERS_3_6 = 14
 
 _LIKE_FORWARD = ("norm_forward", "folded")  # the same march
 

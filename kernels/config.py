@@ -15,6 +15,7 @@ COLUMNS = 7  # at most, that a lane of the backward's march in channels_last hol
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
 SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
 PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
+ONE_LAUNCH_BYTES = 64 * 1024  # a slab up to this takes about as long in one launch of the forward as in two
 NORM_PROGRAMS_PER_SM = 8  # strips of the BatchNorm forward; each reads all partial moments of its channels
 MOMENTS_PROGRAMS_PER_SM = 4  # of 4 warps; more write more partial moments
 
@@ -51,12 +52,27 @@ def forward_config(
     shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
 ) -> LaunchConfig:
     """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
+    config = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms)
+    if config.split and _slab_bytes(shape, num_splits, itemsize) <= ONE_LAUNCH_BYTES:
+        wide = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms, num_warps=8)
+        return dataclasses.replace(wide, split=False, strip_rows=0)
+    return config
+
+
+def _forward_tiles(
+    shape: tuple[int, int, int, int],
+    num_splits: int,
+    itemsize: int,
+    channels_last: bool,
+    num_sms: int,
+    num_warps: int | None = None,
+) -> LaunchConfig:
     # 7 rows of sums per element. Twice as many per lane spill in channels_last: float32 on sm_100. Left to itself the
     # assembler aims at 168 registers, and spills a few to get there; where a warp spans a row there is no need to.
     w = shape[3]
     columns = 1 if channels_last or itemsize == 8 else min(w & -w, 4)
     per_lane = 4 if itemsize == 2 or columns == 4 else 2
-    config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, 255, num_warps)
     if channels_last or itemsize == 8 or w > 32 * columns:
         return config
     block_w = max(next_power_of_2(w), MIN_BLOCK_W)
@@ -79,10 +95,13 @@ def backward_config(
     if channels_last:
         config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
         return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
-    # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248). 168 registers
-    # let an SM hold three programs of four warps; where x is compared in float32 they do not suffice.
-    per_lane, max_registers = {2: (4, 168), 4: (4, 255), 8: (1, 255)}[compared or itemsize]
-    return _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers)
+    # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248).
+    per_lane = 1 if itemsize == 8 else 4
+    config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    if (compared or itemsize) == 2 and config.num_warps == 4:
+        # an SM then holds three such programs in place of two; where x is compared in float32 these do not suffice
+        return dataclasses.replace(config, max_registers=168)
+    return config
 
 
 def _with_columns(
@@ -134,7 +153,7 @@ def norm_forward_config(
     partial moments of its channels, and each that applies reads all of z.
     """
     n, _, h, _ = shape
-    config = forward_config(shape, num_splits, itemsize, channels_last, num_sms)
+    config = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms)
     wanted = cdiv(NORM_PROGRAMS_PER_SM * num_sms, n * num_splits)  # strips per slab
     split = _slabs_are_few(shape, num_splits, num_sms)
     strip_rows = max(cdiv(h, ROWS) // wanted, 1) * ROWS
@@ -186,10 +205,12 @@ def _config(
     num_sms: int,
     per_lane: int,  # elements of a tile of the row march
     max_registers: int,
+    num_warps: int | None = None,  # None: 1 or 4, by the size of a slab
 ) -> LaunchConfig:
     _, c, h, w = shape
     block_w = min(max(next_power_of_2(w), MIN_BLOCK_W), MAX_BLOCK_W)
-    num_warps = 1 if c // num_splits * h * w <= SMALL_SLAB else 4
+    if num_warps is None:
+        num_warps = 1 if c // num_splits * h * w <= SMALL_SLAB else 4
     if itemsize == 8:  # for checking, not for speed: one tile
         block_w, num_warps = 16, 4
     # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4 warps
@@ -201,6 +222,7 @@ def _config(
         block_w=block_w,
         block_c=32 * num_warps * per_lane // block_w,
         columns=1,
+        strip_columns=1,
         block_p=other if channels_last else run,
         block_k=run if channels_last else other,
         num_warps=num_warps,
@@ -210,19 +232,26 @@ def _config(
 
 
 def regime_reason(
-    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+    config: LaunchConfig, shape: tuple[int, int, int, int], num_splits: int, itemsize: int, num_sms: int
 ) -> str:
-    """Which regime the configurations above choose, and why, in words."""
-    if _slab_is_large(shape, num_splits, itemsize):
+    """The regime of this configuration, chosen above for x of this shape, and why, in words."""
+    few = f"fewer than {PROGRAMS_PER_SM} slabs for each of {num_sms} multiprocessors"
+    if config.split and _slab_is_large(shape, num_splits, itemsize):
         return f"split, two launches: a slab has more than {SLAB_BYTES // 1024} KiB"
+    if config.split:
+        return f"split, two launches: {few}"
     if _slabs_are_few(shape, num_splits, num_sms):
-        return f"split, two launches: fewer than {PROGRAMS_PER_SM} slabs for each of {num_sms} multiprocessors"
+        return f"slab, one launch: {few}, but none has more than {ONE_LAUNCH_BYTES // 1024} KiB"
     return "slab, one launch: a program per slab"
 
 
-def _slab_is_large(shape: tuple[int, int, int, int], num_splits: int, itemsize: int) -> bool:
+def _slab_bytes(shape: tuple[int, int, int, int], num_splits: int, itemsize: int) -> int:
     _, c, h, w = shape
-    return c // num_splits * h * w * itemsize > SLAB_BYTES
+    return c // num_splits * h * w * itemsize
+
+
+def _slab_is_large(shape: tuple[int, int, int, int], num_splits: int, itemsize: int) -> bool:
+    return _slab_bytes(shape, num_splits, itemsize) > SLAB_BYTES
 
 
 def _slabs_are_few(shape: tuple[int, int, int, int], num_splits: int, num_sms: int) -> bool:

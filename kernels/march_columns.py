@@ -21,7 +21,7 @@ def load_columns(row_ptr, offsets, sign, m_c, COLUMNS: tl.constexpr, HALO: tl.co
     """xs of one row. Beyond a border stands the nearest pixel inside, which is in the same windows."""
     xs = ()
     for j in tl.static_range(COLUMNS + 4 if HALO else COLUMNS):
-        xs = xs + (load_signed(row_ptr, offsets[j], sign, m_c, EVEN_C),)
+        xs = xs + (load_signed(row_ptr, offsets[j], sign, m_c, EVEN_C, ""),)
     if not HALO:
         xs = (xs[0], xs[0]) + xs + (xs[COLUMNS - 1], xs[COLUMNS - 1])
     return xs

@@ -19,9 +19,9 @@ def load_row(row_ptr, o_left, o_x, o_right, inside, sign, m_c, EVEN_C: tl.conste
     Beyond a border stands the nearest pixel inside. It wins nothing: to the left where it is not `inside`, to the right
     because the column itself comes first.
     """
-    left = load_signed(row_ptr, o_left, sign, m_c, EVEN_C)
-    x = load_signed(row_ptr, o_x, sign, m_c, EVEN_C)
-    right = load_signed(row_ptr, o_right, sign, m_c, EVEN_C)
+    left = load_signed(row_ptr, o_left, sign, m_c, EVEN_C, "")
+    x = load_signed(row_ptr, o_x, sign, m_c, EVEN_C, "")
+    right = load_signed(row_ptr, o_right, sign, m_c, EVEN_C, "")
     to_left = inside & (left >= maximum(x, right))
     to_right = right > maximum(left, x)
     return maximum(maximum(left, right), x), to_left, to_right

@@ -37,10 +37,10 @@ def clamp(i, size):
 
 
 @triton.jit
-def load_signed(x_ptr, o_x, sign, m_c, EVEN_C: tl.constexpr, CACHE: tl.constexpr = ""):
+def load_signed(x_ptr, o_x, sign, m_c, EVEN_C: tl.constexpr, CACHE: tl.constexpr):
     """sign * x in the type of comparison, which `sign` carries; 0 in channels beyond the subspace.
 
-    CACHE is Triton's eviction policy; under a mask it would cost up to ten instructions per element.
+    CACHE is Triton's eviction policy, or ""; under a mask it would cost up to ten instructions per element.
     """
     if EVEN_C:
         x = tl.load(x_ptr + o_x, eviction_policy=CACHE)

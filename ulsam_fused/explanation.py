@@ -42,10 +42,18 @@ def _launches(x: Tensor, num_splits: int) -> list[str]:
     config = importlib.import_module("ulsam_fused.kernels.config")
     geometry = importlib.import_module("ulsam_fused.kernels.geometry")
     shape = tuple(x.shape)
-    arguments = (shape, num_splits, x.element_size(), geometry.is_channels_last(x), geometry.num_sms(x.device))
-    lines = [f"regime: {config.regime_reason(*arguments)}"]
-    for direction, choose in (("forward", config.forward_config), ("backward", config.backward_config)):
-        lines.append(f"{direction}: {choose(*arguments)}")
+    size, sms = x.element_size(), geometry.num_sms(x.device)
+    arguments = (shape, num_splits, size, geometry.is_channels_last(x), sms)
+    chosen = {
+        "forward": config.forward_config(*arguments),
+        "backward": config.backward_config(*arguments, geometry.compared_size(x.dtype)),
+    }
+    lines = []
+    for direction, launch in chosen.items():
+        lines += [
+            f"{direction}: {config.regime_reason(launch, shape, num_splits, size, sms)}",
+            f"  {launch}",
+        ]
     return lines
 
 

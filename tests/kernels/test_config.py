@@ -163,36 +163,45 @@ def test_strips(choose: object) -> None:
 @CHOICES
 def test_regimes(choose: object) -> None:
     found = set()
-    for config, (n, c, h, w), g, itemsize, channels_last, sms in all_configs(choose):
-        large = c // g * h * w * itemsize > configs.SLAB_BYTES
-        few = n * g < configs.PROGRAMS_PER_SM * sms
-        assert config.split == (large or (few and h > configs.ROWS))
-        reason = configs.regime_reason((n, c, h, w), g, itemsize, channels_last, sms)
+    for config, (n, c, h, w), g, itemsize, _, sms in all_configs(choose):
+        slab = c // g * h * w * itemsize
+        large = slab > configs.SLAB_BYTES
+        few = n * g < configs.PROGRAMS_PER_SM * sms and h > configs.ROWS
+        one = choose is forward_config and slab <= configs.ONE_LAUNCH_BYTES
+        assert config.split == (large or (few and not one))
+        if few and one and itemsize < 8:
+            assert config.num_warps == 8, "one program has a slab's whole work to itself"
+        reason = configs.regime_reason(config, (n, c, h, w), g, itemsize, sms)
         assert reason.startswith("split, two launches" if config.split else "slab, one launch")
-        assert ("KiB" in reason) == large
+        assert ("a slab has" in reason) == large
+        assert ("fewer than" in reason) == (few and not large)
         found.add((config.split, large, few))
     assert found >= {(True, True, True), (True, True, False), (True, False, True), (False, False, False)}
+    assert ((False, False, True) in found) == (choose is forward_config)
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_splits", "itemsize", "split"),
+    ("shape", "num_splits", "itemsize", "forward", "backward"),
     [
-        ((1, 64, 56, 56), 4, 2, True),  # one image cannot fill a GPU
-        ((1, 1024, 7, 7), 4, 2, False),  # but a map of one strip cannot be split
-        ((256, 512, 14, 14), 4, 2, False),
-        ((256, 512, 14, 14), 1, 2, True),  # 196 KiB
-        ((256, 64, 112, 112), 4, 4, True),
-        ((66, 4, 8, 8), 4, 4, False),  # exactly two slabs per multiprocessor
-        ((65, 4, 8, 8), 4, 4, True),
-        ((512, 64, 32, 32), 1, 2, False),  # exactly 128 KiB
-        ((512, 65, 32, 32), 1, 2, True),
+        ((1, 64, 56, 56), 4, 2, True, True),  # one image cannot fill a GPU
+        ((1, 512, 14, 14), 4, 2, False, True),  # but a small slab is not worth a second launch of the forward
+        ((1, 1024, 7, 7), 4, 2, False, False),  # a map of one strip cannot be split
+        ((256, 512, 14, 14), 4, 2, False, False),
+        ((256, 512, 14, 14), 1, 2, True, True),  # 196 KiB
+        ((256, 64, 112, 112), 4, 4, True, True),
+        ((66, 4, 8, 8), 4, 4, False, False),  # exactly two slabs per multiprocessor
+        ((65, 4, 8, 8), 4, 4, False, True),
+        ((65, 128, 32, 32), 4, 2, False, True),  # exactly 64 KiB
+        ((65, 132, 32, 32), 4, 2, True, True),
+        ((512, 64, 32, 32), 1, 2, False, False),  # exactly 128 KiB
+        ((512, 65, 32, 32), 1, 2, True, True),
     ],
 )
-@CHOICES
 def test_regime_of(
-    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, split: bool, choose: object
+    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, forward: bool, backward: bool
 ) -> None:
-    assert choose(shape, num_splits, itemsize, False, H100).split == split
+    assert forward_config(shape, num_splits, itemsize, False, H100).split == forward
+    assert backward_config(shape, num_splits, itemsize, False, H100).split == backward
 
 
 @CHOICES
@@ -243,7 +252,7 @@ def test_strips_with_batch_norm() -> None:
     """A slab that is large is not split, one of few is: into strips that fill the GPU."""
     for (n, c, h, w), g in SHAPES:
         config = configs.norm_forward_config((n, c, h, w), g, 2, False, H100)
-        general = forward_config((n, c, h, w), g, 2, False, H100)
+        general = forward_config((2 * H100, c, h, w), g, 2, False, H100)
         assert config.split == (n * g < configs.PROGRAMS_PER_SM * H100 and h > configs.ROWS)
         assert dataclasses.replace(config, split=general.split, strip_rows=general.strip_rows) == general
         assert (config.strip_rows > 0) == config.split
