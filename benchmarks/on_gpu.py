@@ -9,6 +9,8 @@ Writes <gpu>-torch<version>-triton<version>.json, after every part and with all 
 last. Needs no installed package, only PyTorch, Triton, pytest and hypothesis. Then, anywhere:
 
     python benchmarks/plots.py && python benchmarks/tables.py
+
+Whether other launch configurations are faster is another call: `python benchmarks/candidates.py --output F`.
 """
 
 import argparse

@@ -49,6 +49,11 @@ KINDS = {
 LINEAR_FROM = 50  # percent: where nothing gets this far, the points would stick together at the left edge
 
 
+def published(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of results there; what candidates.py writes has other rows, and is none."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("candidates-"))
+
+
 def wanted(result: dict[str, Any]) -> list[str]:
     """The kinds that a result has figures for: a CPU has none of memory."""
     return [name for name, kind in KINDS.items() if _rows(result, kind)]
@@ -171,7 +176,7 @@ def problems(folder: pathlib.Path) -> list[str]:
     """Pictures that are missing, out of date, or of no file."""
     found = []
     expected = set()
-    for path in sorted(folder.glob("*.json")):
+    for path in published(folder):
         result = json.loads(path.read_text())
         for kind in wanted(result):
             target = picture(path, kind)
@@ -193,7 +198,7 @@ def main() -> int:
         found = problems(folder)
         print("\n".join(found) or "files and pictures agree")
         return int(bool(found))
-    for path in sorted(folder.glob("*.json")):
+    for path in published(folder):
         result = json.loads(path.read_text())
         for kind in KINDS:
             if kind in wanted(result):

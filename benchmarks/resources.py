@@ -359,7 +359,7 @@ def main() -> int:
         for row in map(dataclasses.asdict, compile_case(case, arch)):
             rows.append(row)
             print(_COLUMNS.format(*row.values()), flush=True)
-    over = {f"{row['case']} sm_{row['arch']}": v for row in rows if (v := budgets.violations(row, triton.__version__))}
+    over = {f"{row['case']} sm_{row['arch']}": v for row in rows if (v := budgets.violations(row))}
     for case, found in over.items():
         print(f"over budget: {case}: {'; '.join(found)}")
     print("\nwhere to work: the march's instructions over the floor that memory sets on an H200, most first")

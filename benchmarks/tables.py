@@ -135,7 +135,7 @@ def gpu_table(result: dict[str, Any], dtype: str = "float16") -> str:
 
 def rendered(readme: str) -> str:
     """README's text with its tables and pictures made anew, each from the newest file of its kind."""
-    files = sorted((_read(path)["date"], path) for path in RESULTS.glob("*.json"))
+    files = sorted((_read(path)["date"], path) for path in plots.published(RESULTS))
     on_cpu = [path for _, path in files if path.name.startswith("cpu-")]
     on_gpu = [path for _, path in files if not path.name.startswith("cpu-")]
     cpu = cpu_tables(_read(on_cpu[-1])) + pictures(on_cpu[-1]) if on_cpu else "Not measured yet.\n"

@@ -35,16 +35,15 @@ def counted(call: Callable[[], object]) -> dict[str, int]:
 def main() -> None:
     stubbed.activate(lambda src, metadata: lambda *_: LAUNCHED.append(src))
     backends.why_not_triton = lambda device: None  # CPU tensors stand for a GPU's
-    x = torch.randn(1, 16, 8, 8)
     paper = uf.ULSAM(16, 2, backend="triton")
     authors = uf.upstream.ULSAM(16, num_splits=2, backend="triton").eval()
     found = {}
     with torch.no_grad():
-        for sms in (1, 132):
-            plans.num_sms = lambda device: sms  # noqa: B023
-            plans.forward_plan.cache_clear()
+        plans.num_sms = lambda device: 132
+        for side in (8, 48):  # slabs of 2 and of 72 KiB
+            x = torch.randn(1, 16, side, side)
             for name, layer in (("paper", paper), ("authors", authors)):
-                found[f"{name} {sms}"] = counted(lambda: layer(x))  # noqa: B023
+                found[f"{name} {side}"] = counted(lambda: layer(x))  # noqa: B023
     print(json.dumps(found))
 
 

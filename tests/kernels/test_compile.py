@@ -38,7 +38,7 @@ def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
-    """One test, since its compilations are its cost, about 60."""
+    """One test, since its compilations are its cost, about 70."""
     output = tmp_path / "resources.json"
     script = ROOT / "benchmarks" / "resources.py"
     printed = run(script, "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
@@ -48,12 +48,12 @@ def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     assert shares == sorted(shares, reverse=True)
     result = json.loads(output.read_text())
     rows: list[dict[str, Any]] = result["rows"]
-    assert 24 <= result["configurations"] <= 48  # about 140 for three architectures
+    assert 24 <= result["configurations"] <= 64  # about 160 for three architectures
     assert len(rows) >= result["configurations"]
 
     marches = [row for row in rows if row["march"] and row["kernel"] != "moments"]
     assert len(marches) >= 24
-    assert {row["case"]: found for row in rows if (found := budgets.violations(row, triton.__version__))} == {}
+    assert {row["case"]: found for row in rows if (found := budgets.violations(row))} == {}
 
     # the second sweep moves 16 bytes per lane where 16 bytes divide every stride
     sweeps = [row for row in rows if "apply" in row["kernel"] or row["kernel"] == "complete"]
@@ -88,7 +88,7 @@ def test_functions_in_front_of_a_launch(tmp_path: pathlib.Path) -> None:
     found: dict[str, dict[str, int]] = json.loads(output)
     assert [row["launches"] for row in found.values()] == [1, 1, 2, 2]
     kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))
-    for name, python, other in (("paper 1", 42, 26), ("authors 1", 54, 50)):
+    for name, python, other in (("paper 8", 42, 26), ("authors 8", 54, 50)):
         assert found[name]["python"] <= python + 20 * (not kept), name
         assert found[name]["other"] <= other + 60 * (not kept), name
 
@@ -111,6 +111,6 @@ def test_budgets_notice_each_excess() -> None:
         "sweep": 4.0,
         "barriers": 0,
     }
-    assert budgets.violations(row, "3.7.1") == []
+    assert budgets.violations(row) == []
     for excess in ({"spills": 1}, {"stack": 8}, {"warps_per_sm": 4}, {"march": 99.0}, {"sweep": 99.0}, {"barriers": 9}):
-        assert len(budgets.violations(row | excess, "3.7.1")) == 1
+        assert len(budgets.violations(row | excess)) == 1
