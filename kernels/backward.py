@@ -25,6 +25,7 @@ from .primitives import (
     aligned,
     aligned_strides,
     load_channel,
+    mirrored_program,
     pixel_offset,
     relu,
     sign_of,
@@ -263,8 +264,11 @@ def backward_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, chunks), then (N * num_splits, strips)."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    if REDUCE:
+        slab = tl.program_id(0)
+        part = tl.program_id(1)
+    else:
+        slab, part = mirrored_program()  # x and dy are still in L2 where dA was computed last
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W

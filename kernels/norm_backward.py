@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from .backward import attention_gradient, input_gradient
-from .primitives import aligned, aligned_strides, load_channel, pixel_offset, relu, widen
+from .primitives import aligned, aligned_strides, load_channel, mirrored_program, pixel_offset, relu, widen
 from .routing import bordered
 
 
@@ -292,8 +292,7 @@ def norm_march_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """Second pass, grid (N * num_splits, strips): dgamma2, dbeta2, partial sums, dx or in its place scale * du."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    slab, part = mirrored_program()  # x is still in L2 where the first pass ended; the third begins where this one ends
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W

@@ -135,8 +135,7 @@ def norm_logits_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """z and its moments; grid (N * num_splits, strips)."""
-    slab = tl.program_id(0)
-    part = tl.program_id(1)
+    slab, part = mirrored_program()  # x is still in L2 where its moments were computed last
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W
@@ -244,7 +243,8 @@ def norm_apply_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """y, A and lse; grid (N * num_splits, chunks)."""
-    slab, part = mirrored_program()  # x is still in L2 where the logits were computed last
+    slab = tl.program_id(0)  # the logits were computed in the opposite order: x is still in L2 here
+    part = tl.program_id(1)
     n = (slab // num_splits).to(tl.int64)
     k = slab % num_splits
     HW = H * W
