@@ -109,8 +109,8 @@ def strip_logits(
             o_xc = widen(o_c, WIDE)[:, None] * stride_c
             o_x = o_xc + o_col
             if SPAN and COLUMNS == 1:
-                # neighbours, which no run of several tells the compiler: as in `march_lanes`
-                o_x = tl.max_contiguous(o_xc + o_col, [1, BLOCK_W])
+                # neighbours, which no run of several tells the compiler, and no alignment: as in `march_lanes`
+                o_x = tl.multiple_of(tl.max_contiguous(o_x, [1, BLOCK_W]), [1, 1])
             above2 = ()  # two rows above: of columns, or their horizontal maxima
             above1 = ()
             z_next = ()

@@ -78,15 +78,21 @@ def march_lanes(
         col = w0 - border + lane
         inside = col > 0
         # Clamping hides from the compiler that these are neighbours along a row, and Triton 3.6 would lay lanes along
-        # channels, 32 lines of memory per access. Beyond a border the promise is not true; but no alignment is known
-        # here, so that accesses are of one element, and nothing else follows from it (test_compile.py holds them).
-        # dy and dx are not accessed beyond it, and clamped lest longer accesses of theirs have a layout of their own.
+        # channels, 32 lines of memory per access. So they are promised to be; and since that is not true beyond a
+        # border, nor of every stride, no alignment is admitted: every access is of one element, and nothing else
+        # follows from the promise (tests/kernels/access_widths.py). Longer accesses of dy and dx alone would have a
+        # layout of their own.
         here = widen(clamp(col, W), WIDE)
-        o_left = tl.max_contiguous(o_c * x_stride_c + widen(clamp(col - 1, W), WIDE) * x_stride_w, [1, BLOCK_W])
-        o_x = tl.max_contiguous(o_c * x_stride_c + here * x_stride_w, [1, BLOCK_W])
-        o_right = tl.max_contiguous(o_c * x_stride_c + widen(clamp(col + 1, W), WIDE) * x_stride_w, [1, BLOCK_W])
-        o_dy = tl.max_contiguous(o_c * dy_stride_c + here * dy_stride_w, [1, BLOCK_W])
-        o_dx = tl.max_contiguous(o_c * dx_stride_c + here * dx_stride_w, [1, BLOCK_W])
+        o_left = o_c * x_stride_c + widen(clamp(col - 1, W), WIDE) * x_stride_w
+        o_x = o_c * x_stride_c + here * x_stride_w
+        o_right = o_c * x_stride_c + widen(clamp(col + 1, W), WIDE) * x_stride_w
+        o_dy = o_c * dy_stride_c + here * dy_stride_w
+        o_dx = o_c * dx_stride_c + here * dx_stride_w
+        o_left = tl.multiple_of(tl.max_contiguous(o_left, [1, BLOCK_W]), [1, 1])
+        o_x = tl.multiple_of(tl.max_contiguous(o_x, [1, BLOCK_W]), [1, 1])
+        o_right = tl.multiple_of(tl.max_contiguous(o_right, [1, BLOCK_W]), [1, 1])
+        o_dy = tl.multiple_of(tl.max_contiguous(o_dy, [1, BLOCK_W]), [1, 1])
+        o_dx = tl.multiple_of(tl.max_contiguous(o_dx, [1, BLOCK_W]), [1, 1])
         m = (lane >= border) & (lane < BLOCK_W - border) & (col < W)
         if not EVEN_C:
             m = m & m_c

@@ -12,7 +12,7 @@ import ulsam_fused as uf
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-SHAPES = [(1, 64, 14, 14), (160, 16, 7, 7)]  # few slabs, which are split, and many
+SHAPES = [(1, 64, 14, 14), (1, 64, 56, 56), (160, 16, 7, 7)]  # few slabs, small and large, and many
 
 
 def make(form: str, shape: tuple[int, ...], device: str = "cuda") -> tuple[nn.Module, Tensor]:

@@ -36,6 +36,14 @@ def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path) -> None:
     assert output.split() == ["74", "launches", "compared"]
 
 
+def test_promises_of_neighbours_widen_no_access(tmp_path: pathlib.Path) -> None:
+    """Else a march would read what is not there; only whole runs of columns are read at once, in the forward."""
+    widths = json.loads(run(pathlib.Path(__file__).with_name("access_widths.py"), cache=tmp_path))
+    assert widths.pop("contiguous") == {"logits": [16, 4], "march": [4, 4]}
+    assert len(widths) == 4
+    assert all(found == {"logits": [4, 4], "march": [4, 4]} for found in widths.values()), widths
+
+
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     """One test, since its compilations are its cost, about 70."""
