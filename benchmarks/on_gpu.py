@@ -2,9 +2,10 @@
 
     python benchmarks/on_gpu.py --output benchmarks/results
 
-Correctness first: nothing is measured after a failed test or check unless `--keep-going`. Test files run side by side,
-since compiling hundreds of kernels is their cost, and each has its log. The benchmark goes from what matters most to
-what matters least, and keeps every row as it comes: what the time did not suffice for is missing, and said to be.
+Correctness first: nothing is measured after a failed test or check unless `--keep-going`. Parts of test files run
+side by side, since compiling hundreds of kernels is their cost, and each has its log. The benchmark goes from what
+matters most to what matters least, and keeps every row as it comes: what the time did not suffice for is missing, and
+said to be.
 Writes <gpu>-torch<version>-triton<version>.json, after every part and with all rows there are, and prints the outcome
 last. Needs no installed package, only PyTorch, Triton, pytest and hypothesis. Then, anywhere:
 
@@ -24,28 +25,30 @@ import case_list
 import parts
 import torch
 
-TESTS = [
-    "kernels/test_forward.py", "kernels/test_backward.py", "kernels/test_norm_forward.py",
-    "kernels/test_norm_backward.py", "kernels/test_memory.py", "kernels/test_wide.py", "test_upstream.py",
-    "test_norm_ops.py", "test_ops.py", "test_mixed_precision.py", "test_properties.py", "test_gradcheck.py",
-    "test_functional.py", "test_torch_backend.py", "test_mutants.py", "test_models.py", "test_gpu_only.py",
-]  # fmt: skip
+TESTS = {  # how many processes share a file: compiling its kernels takes minutes
+    "kernels/test_backward.py": 6, "kernels/test_forward.py": 3, "kernels/test_norm_backward.py": 4,
+    "kernels/test_norm_forward.py": 3, "kernels/test_memory.py": 2, "test_upstream.py": 2, "test_ops.py": 2,
+    "test_norm_ops.py": 2, "kernels/test_wide.py": 1, "test_mixed_precision.py": 1, "test_properties.py": 1,
+    "test_gradcheck.py": 1, "test_functional.py": 1, "test_torch_backend.py": 1, "test_mutants.py": 1,
+    "test_models.py": 1, "test_gpu_only.py": 1,
+}  # fmt: skip
 SIDE_BY_SIDE = max(1, (os.cpu_count() or 1) - 2)
 COMPILED = 3  # so many sizes: torch.compile takes half a minute for each
 
 
 def tests(folder: pathlib.Path, seconds: float) -> dict[str, int]:
-    """Exit status of every test file; prints a line for each."""
+    """Exit status of every part of a test file; prints a line for each."""
 
-    def one(name: str) -> tuple[str, int, str]:
-        log = folder / f"{name.replace('/', '-').removesuffix('.py')}.log"
-        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(parts.ROOT / "tests" / name)]
-        status, text = parts.run(command, log, seconds)
-        return name, status, (text.strip().splitlines()[-1:] or ["no output"])[0]
+    def one(name: str, part: str) -> tuple[str, int, str]:
+        log = folder / f"{name.replace('/', '-').removesuffix('.py')}-{part.replace('/', 'of')}.log"
+        file = str(parts.ROOT / "tests" / name)
+        status, text = parts.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--shard", part, file], log, seconds)
+        return f"{name} {part}", status, (text.strip().splitlines()[-1:] or ["no output"])[0]
 
     found = {}
+    wanted = [(name, f"{i}/{count}") for name, count in TESTS.items() for i in range(count)]
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(one, name) for name in TESTS]):
+        for done in concurrent.futures.as_completed([pool.submit(one, *each) for each in wanted]):
             name, status, last = done.result()
             found[name] = status
             print(f"tests/{name}: exit {status}: {last}", flush=True)

@@ -19,6 +19,17 @@ hypothesis.settings.register_profile("ulsam_fused", derandomize=True, deadline=N
 hypothesis.settings.load_profile("ulsam_fused")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shard", metavar="I/N", help="only every N-th test, from the I-th on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--shard"):
+        index, count = map(int, config.getoption("--shard").split("/"))
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % count != index])
+        items[:] = items[index::count]
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where Triton kernels run here: natively on "cuda", by Triton's interpreter on "cpu"."""

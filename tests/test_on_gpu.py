@@ -1,6 +1,7 @@
 """The scripts that measure everything in one call: what they run, in which order, and what a failure leaves."""
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -96,9 +97,10 @@ def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
     """Every test file, then the check, then kernels are compiled, then the benchmarks, whose rows come together."""
     machine = Machine(monkeypatch)
     assert machine.main("--output", str(tmp_path), "--commit", "0123abc") == 0
-    tested = {pathlib.Path(command[-1]) for command in machine.commands if "pytest" in command}
-    assert tested == {ROOT / "tests" / name for name in on_gpu.TESTS}
-    assert all(path.is_file() for path in tested)
+    tested = [(pathlib.Path(command[-1]), command[-2]) for command in machine.commands if "pytest" in command]
+    wanted = [(ROOT / "tests" / name, f"{i}/{count}") for name, count in on_gpu.TESTS.items() for i in range(count)]
+    assert sorted(tested) == sorted(wanted)
+    assert all(path.is_file() for path, _ in tested)
     order = [kind(command) for command in machine.commands]
     assert order[: len(tested)] == ["pytest"] * len(tested)
     assert order[len(tested) :] == ["check", *["warm_up"] * len(case_list.CASES), *["bench"] * 4]
@@ -109,6 +111,19 @@ def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
     assert [(row["dtype"], row["compiled"]) for row in result["rows"]] == [
         ("float16", True), ("float32", False), ("bfloat16", False),
     ]  # fmt: skip
+
+
+def test_parts_of_a_test_file_are_all_of_it() -> None:
+    def collected(*options: str) -> list[str]:
+        file = str(ROOT / "tests" / "kernels" / "test_config.py")
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *options, file]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    shards = [collected("--shard", f"{i}/3") for i in range(3)]
+    assert sorted(itertools.chain(*shards)) == sorted(collected())
+    assert min(map(len, shards)) > 1
 
 
 def test_what_is_measured_again_replaces_its_whole_group() -> None:
