@@ -11,7 +11,9 @@ import pytest
 from processes import ROOT
 
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "tests", "benchmarks"))
-ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "CUDA_VISIBLE_DEVICES": ""}
+# in the workers of pytest-xdist, which this variable tells of, pytest-benchmark keeps no files
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
+ENVIRONMENT |= {"PYTHONPATH": PATHS, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def benchmarks(folder: pathlib.Path, *arguments: str) -> str:
