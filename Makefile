@@ -41,9 +41,9 @@ demo: $(STAMP) ## what this machine has, fused against reference, a short benchm
 compile-matrix: $(STAMP) ## compile every launch configuration within budget, and compare launches, on Triton 3.6, 3.7.1 and 3.9 (minutes)
 	for version in 3.6.0 3.7.1 3.9.0; do \
 	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version && \
-	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python benchmarks/resources.py --check --arch 80 90 100 \
+	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m benchmarks.compiled.resources --check --arch 80 90 100 \
 	    --json $(VENV)/resources-$$version.json && \
-	  PYTHONPATH=$(VENV)/triton-$$version:. $(BIN)/python tests/kernels/launches_kept.py || exit 1; \
+	  PYTHONPATH=$(VENV)/triton-$$version:. $(BIN)/python -m tests.kernels.gpu.launches_kept || exit 1; \
 	done
 
 bench: $(STAMP) ## the microbenchmark in full; table, JSON and plot in out/

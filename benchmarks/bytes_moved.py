@@ -1,22 +1,18 @@
 """Bytes that eager PyTorch moves for this operator, counted operator by operator, against the fewest possible.
 
-    python benchmarks/bytes_moved.py [--shape 8 512 14 14] [--num-splits 4] [--dtype float16]
+    python -m benchmarks.bytes_moved [--shape 8 512 14 14] [--num-splits 4] [--dtype float16]
 
 Every non-view operator reads each of its inputs once and writes each of its outputs once; nothing is timed, and caches
 are not modelled. The fewest bytes are x read and y written (forward), x and dy read and dx written (backward).
 """
 
 import argparse
-import pathlib
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ulsam_fused import reference
 from ulsam_fused.reference import ULSAM

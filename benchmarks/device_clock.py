@@ -8,7 +8,7 @@ would wait forever.
 import math
 from typing import Any
 
-from ulsam_fused.cli import timing
+from ulsam_fused.bench import timing
 
 
 class DeviceClock:

@@ -1,7 +1,7 @@
 """The figures of a CPU, at most twelve minutes on a quiet machine; nothing else should run meanwhile.
 
-    python benchmarks/on_cpu.py --output benchmarks/results
-    python benchmarks/plots.py && python benchmarks/tables.py
+    python -m benchmarks.on_cpu --output benchmarks/results
+    python -m benchmarks.published.plots && python -m benchmarks.published.tables
 
 Every provider at three sizes, and at all sizes of case_list.py the layer against eager PyTorch, torch.compile of the
 vectorised form, and a copy. Writes cpu-<family>-torch<version>.json, after every part and with all rows there are.
@@ -12,8 +12,8 @@ import pathlib
 import sys
 import time
 
-import case_list
-import parts
+from benchmarks import parts
+from benchmarks import sizes as case_list
 
 DETAILED = ("8x512x14x14/g4", "8x160x7x7/g4", "4x32x112x112/g4")
 COMPARED = ("eager", "vectorised+compile", "fused[torch]", "fused[torch]+norm")

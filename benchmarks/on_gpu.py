@@ -1,6 +1,6 @@
 """Everything that a machine with a GPU is for, in one call: the tests natively, `check`, and the benchmark.
 
-    python benchmarks/on_gpu.py --output benchmarks/results
+    python -m benchmarks.on_gpu --output benchmarks/results
 
 Correctness first: nothing is measured after a failed test or check unless `--keep-going`. Parts of test files run
 side by side, since compiling hundreds of kernels is their cost, and each has its log. The benchmark goes from what
@@ -9,9 +9,9 @@ said to be.
 Writes <gpu>-torch<version>-triton<version>.json, after every part and with all rows there are, and prints the outcome
 last. Needs no installed package, only PyTorch, Triton, pytest and hypothesis. Then, anywhere:
 
-    python benchmarks/plots.py && python benchmarks/tables.py
+    python -m benchmarks.published.plots && python -m benchmarks.published.tables
 
-Whether other launch configurations are faster is another call: `python benchmarks/candidates.py --output F`.
+Whether other launch configurations are faster is another call: `python -m benchmarks.tuning.candidates --output F`.
 """
 
 import argparse
@@ -21,16 +21,18 @@ import pathlib
 import sys
 import time
 
-import case_list
-import parts
 import torch
 
+from benchmarks import parts
+from benchmarks import sizes as case_list
+
 TESTS = {  # how many processes share a file: compiling its kernels takes minutes
-    "kernels/test_backward.py": 6, "kernels/test_forward.py": 3, "kernels/test_norm_backward.py": 4,
-    "kernels/test_norm_forward.py": 3, "kernels/test_memory.py": 2, "test_upstream.py": 2, "test_ops.py": 2,
-    "test_norm_ops.py": 2, "kernels/test_wide.py": 1, "test_mixed_precision.py": 1, "test_properties.py": 1,
-    "test_gradcheck.py": 1, "test_functional.py": 1, "test_torch_backend.py": 1, "test_mutants.py": 1,
-    "test_models.py": 1, "test_gpu_only.py": 1,
+    "kernels/gpu/test_backward.py": 6, "kernels/gpu/test_forward.py": 3, "kernels/gpu/test_norm_backward.py": 4,
+    "kernels/gpu/test_norm_forward.py": 3, "kernels/gpu/test_memory.py": 2, "test_upstream.py": 2,
+    "ops/test_registration.py": 2, "ops/test_norm_registration.py": 2, "kernels/gpu/test_wide.py": 1,
+    "ops/test_mixed_precision.py": 1, "test_properties.py": 1,
+    "ops/test_gradcheck.py": 1, "test_functional.py": 1, "torch_backend/test_backend.py": 1, "test_mutants.py": 1,
+    "models/test_mobilenet.py": 1, "test_gpu_only.py": 1,
 }  # fmt: skip
 SIDE_BY_SIDE = max(1, (os.cpu_count() or 1) - 2)
 COMPILED = 3  # so many sizes: torch.compile takes half a minute for each
@@ -59,8 +61,9 @@ def warm_up(folder: pathlib.Path, device: str, seconds: float) -> None:
     """Compiles every kernel that the benchmark needs; what fails here fails there, and is told there."""
 
     def one(case: str) -> int:
-        script = str(parts.ROOT / "benchmarks" / "warm_up.py")
-        return parts.run([script, case, device], folder / f"warm-up-{case.replace('/', '-')}.log", seconds)[0]
+        return parts.run(
+            ["-m", "benchmarks.warm_up", case, device], folder / f"warm-up-{case.replace('/', '-')}.log", seconds
+        )[0]
 
     start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:

@@ -8,8 +8,6 @@ what it should. On a GPU the times are the device's, cold, and those of the host
 """
 
 import functools
-import pathlib
-import sys
 import time
 from typing import Any
 
@@ -17,15 +15,13 @@ import pytest
 import torch
 
 import ulsam_fused as uf
-from ulsam_fused.cli import calls, devices, report, timing
-from ulsam_fused.cli.directions import DIRECTIONS
-from ulsam_fused.cli.gate import Yardstick
-from ulsam_fused.cli.providers import Provider, Sources, providers
-from ulsam_fused.cli.setting import Setting
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-from device_clock import DeviceClock
+from benchmarks.device_clock import DeviceClock
+from ulsam_fused.bench import calls, report, timing
+from ulsam_fused.bench.directions import DIRECTIONS
+from ulsam_fused.bench.gate import Yardstick
+from ulsam_fused.bench.providers import Provider, Sources, providers
+from ulsam_fused.bench.workload import Setting
+from ulsam_fused.console import devices
 
 DEVICE = devices.pick(None)
 CASES = ("8x512x14x14/g4", "8x160x7x7/g4", "4x32x112x112/g4")

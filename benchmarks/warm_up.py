@@ -1,23 +1,20 @@
 """Compiles the kernels of one case by calling them once, in every type and memory format; Triton keeps them on disk.
 
-    python benchmarks/warm_up.py 256x512x14x14/g4 [cuda]
+    python -m benchmarks.warm_up 256x512x14x14/g4 [cuda]
 
 Compiling is most of a first benchmark's time, and one process uses one core for it: `on_gpu.py` starts one per case.
 """
 
 import itertools
-import pathlib
 import sys
 
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-from ulsam_fused.cli import calls
-from ulsam_fused.cli.cases import LAYOUTS
-from ulsam_fused.cli.devices import DTYPES
-from ulsam_fused.cli.providers import Sources, providers
-from ulsam_fused.cli.setting import Setting
+from ulsam_fused.bench import calls
+from ulsam_fused.bench.cases import LAYOUTS
+from ulsam_fused.bench.providers import Sources, providers
+from ulsam_fused.bench.workload import Setting
+from ulsam_fused.console.devices import DTYPES
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ulsam_fused as uf
-from processes import ROOT, run_python
+from tests.helpers.processes import ROOT, run_python
 from ulsam_fused import distributed
 
 PROOFS = [
@@ -20,7 +20,7 @@ PROOFS = [
 @pytest.mark.parametrize("proofs", PROOFS, ids=" ".join)
 def test_two_processes(proofs: list[str], tmp_path: pathlib.Path) -> None:
     """Each proof is a function of `two_processes.py`."""
-    script = pathlib.Path(__file__).with_name("two_processes.py")
+    script = ROOT / "tests" / "helpers" / "two_processes.py"
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     output = run_python([str(script), str(tmp_path / "meeting"), *proofs], cwd=tmp_path, env=environment)
     assert [line for line in output.splitlines() if line.startswith("proven")] == [f"proven: {p}" for p in proofs]

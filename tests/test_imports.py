@@ -9,43 +9,33 @@ from pathlib import Path
 import pytest
 
 import ulsam_fused
-from processes import ROOT, run_python
+from tests.helpers.processes import ROOT, run_python
 
 PACKAGE = Path(ulsam_fused.__file__).resolve().parent
 KERNELS = PACKAGE / "kernels" if (PACKAGE / "kernels").is_dir() else PACKAGE.parent / "kernels"
 
-# A file imports from lower layers only. Files of one layer do not know each other; inside a folder (named here with a
-# dot at its end) they may, as long as no circle arises.
-LAYERS = (
+# Rooms, from the top down. A room is a folder, or a file of ulsam_fused/ itself ("" is ulsam_fused/__init__.py).
+# Its files import from each other and from lower rooms only, and nowhere in a circle.
+ROOMS = (
     ("__main__",),
-    ("train", "train."),
-    ("cli", "cli."),
-    ("",),  # ulsam_fused/__init__.py, the public names
-    ("models", "models."),
+    ("train",),
+    ("cli",),
+    ("bench",),
+    ("console",),
+    ("",),
     ("conversion",),
-    ("obstacles", "replacements"),
-    ("shared", "upstream"),
+    ("models",),
+    ("upstream", "explanation"),
     ("modules",),
-    ("functional", "norm_functional"),
-    ("explanation", "flops"),
-    ("norm_autograd",),
-    ("autograd", "norm_ops"),
+    ("functional", "flops"),
     ("ops",),
-    ("kernels.norm_launcher",),
-    ("kernels.norm_backward_launcher",),
-    ("torch_backend", "torch_norm", "kernels.launcher"),
-    ("kernels.norm_plans",),
-    ("kernels.plans",),
-    ("kernels.norm_backward", "kernels.norm_forward"),
-    ("backends", "tracing", "torch_primitives", "kernels.backward", "kernels.forward", "kernels.moments"),
-    ("kernels.march_columns", "kernels.march_lanes"),
-    ("kernels.routing",),
-    ("attributes", "batch_norm", "checks", "distributed", "proof", "state_dict", "structure"),
-    ("kernels.columns", "kernels.reweight"),
-    ("kernels.geometry", "kernels.primitives"),
-    ("kernels.config", "kernels.launch"),
+    ("torch_backend",),
+    ("kernels.gpu",),
+    ("kernels.gpu.launching",),
+    ("kernels.gpu.device",),
+    ("backends", "distributed", "state_dict"),
     ("kernels",),
-    ("reference", "_version"),
+    ("reference", "_version", "_checkout"),
 )
 
 
@@ -58,7 +48,7 @@ def test_import_brings_neither_triton_nor_matplotlib(tmp_path: Path) -> None:
         """
         import os, sys
         before = dict(os.environ)
-        import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.config
+        import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.gpu.launching.config
         brought = sorted({name.split(".")[0] for name in sys.modules} & {"triton", "matplotlib", "PIL", "kernels"})
         assert not brought, brought
         assert dict(os.environ) == before, "importing changed the environment"
@@ -118,7 +108,7 @@ def test_kernels_are_loaded_once_and_under_the_package(tmp_path: Path) -> None:
     _in_fresh_process(
         """
         import collections, sys
-        import ulsam_fused, ulsam_fused.kernels.launcher
+        import ulsam_fused, ulsam_fused.kernels.gpu.backend
         assert "kernels" not in sys.modules
         names = collections.defaultdict(list)
         for name, module in list(sys.modules.items()):
@@ -172,28 +162,29 @@ def _graph(sources: dict[str, str]) -> dict[str, set[str]]:
     return {name: _own_imports(name, source, folders, modules) - {name} for name, source in sources.items()}
 
 
-def _layer(name: str) -> int | None:
-    for i, layer in enumerate(LAYERS):
-        if name in layer or any(entry.endswith(".") and name.startswith(entry) for entry in layer):
-            return i
-    return None
+def _room(name: str, sources: dict[str, str]) -> tuple[str, int]:
+    """The room of a module, and how far down it is."""
+    folders = {"", *(other.rpartition(".")[0] for other in sources)}
+    room = name if name in folders else name.rpartition(".")[0] or name
+    places = [i for i, rooms in enumerate(ROOMS) if room in rooms]
+    assert places, f"give {room} a place in ROOMS"
+    return room, places[0]
 
 
 def _against_the_direction(sources: dict[str, str]) -> list[str]:
     wrong = []
     for name, imported in _graph(sources).items():
+        room, place = _room(name, sources)
         for other in imported:
-            here, there = _layer(name), _layer(other)
-            assert here is not None, f"give {name} a place in LAYERS"
-            assert there is not None, f"{name} imports {other}, which has no place in LAYERS"
-            if here > there or (here == there and not any(entry.endswith(".") for entry in LAYERS[here])):
+            other_room, other_place = _room(other, sources)
+            if room != other_room and place >= other_place:
                 wrong.append(f"{name or '__init__'} imports {other or '__init__'}")
     return sorted(wrong)
 
 
 def test_imports_run_one_way() -> None:
     sources = _sources()
-    assert {"", "cli", "functional", "kernels", "kernels.config", "modules", "reference"} <= set(sources)
+    assert {"", "cli", "functional", "kernels", "kernels.gpu.backend", "modules", "reference"} <= set(sources)
     assert _against_the_direction(sources) == []
     tuple(graphlib.TopologicalSorter(_graph(sources)).static_order())  # raises CycleError
 
@@ -201,18 +192,16 @@ def test_imports_run_one_way() -> None:
 @pytest.mark.parametrize(
     ("name", "line", "wrong"),
     [
-        ("kernels.config", "from .. import functional", "kernels.config imports functional"),
-        ("kernels.forward", "def f():\n    from .launcher import forward", "kernels.forward imports kernels.launcher"),
-        ("ops", "from . import autograd", "ops imports autograd"),
-        ("ops", "import ulsam_fused.modules", "ops imports modules"),
-        ("functional", "from . import ULSAM", "functional imports __init__"),
-        ("torch_backend", "from .kernels import launcher", "torch_backend imports kernels.launcher"),
-        ("reference", "from ._version import __version__", "reference imports _version"),
+        ("kernels.gpu.launching.config", "from ..backend import x", "imports kernels.gpu.backend"),
+        ("kernels.gpu.forward", "def f():\n    from .... import functional", "imports functional"),
+        ("ops.registration", "import ulsam_fused.modules", "imports modules"),
+        ("functional", "from . import ULSAM", "imports __init__"),
+        ("torch_backend.backend", "from ..ops import checks", "imports ops.checks"),
+        ("reference", "from ._version import __version__", "imports _version"),
     ],
 )
 def test_an_import_against_the_direction_is_noticed(name: str, line: str, wrong: str) -> None:
-    planted = _sources() | {name: line}
-    assert wrong in _against_the_direction(planted)
+    assert f"{name} {wrong}" in _against_the_direction(_sources() | {name: line})
 
 
 def test_an_import_in_a_circle_is_noticed() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import Case, Results, check, differentiate, errors, logits, make_case, run_reference, saved
+from tests.helpers.golden import Case, Results, check, differentiate, errors, logits, make_case, run_reference, saved
 from ulsam_fused import reference
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import ROOT, run_python
+from tests.helpers.processes import ROOT, run_python
 
 
 def _too_old(tool: str, oldest: int) -> bool:
@@ -39,7 +39,7 @@ _NOT_SOURCE = (".git", ".venv", "build", "dist", "out", "*.egg-info", "__pycache
 # prints what a process imports, and from where
 _REPORT = """
 import importlib, json, sys
-import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.config as config
+import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.gpu.launching.config as config
 print(json.dumps({
     "package": ulsam_fused.__file__,
     "cli": ulsam_fused.cli.__file__,
@@ -107,7 +107,7 @@ def _imported(installed: Path, cwd: Path) -> dict[str, str]:
 def _assert_from(report: dict[str, str], package: Path, kernels: Path) -> None:
     assert Path(report["package"]).resolve() == (package / "__init__.py").resolve()
     assert Path(report["cli"]).resolve() == (package / "cli" / "__init__.py").resolve()
-    assert Path(report["config"]).resolve() == (kernels / "config.py").resolve()
+    assert Path(report["config"]).resolve() == (kernels / "gpu" / "launching" / "config.py").resolve()
     assert report["version"] == _version()
     assert report["top"] == []
 
@@ -172,9 +172,9 @@ def test_editable_imports(mode: str, tree: Path, tmp_path: Path) -> None:
     if mode == "strict":  # a tree of links to the files
         package = Path(report["package"]).parent
         assert tree.resolve() in package.parents
-        assert Path(report["config"]).parent in (package / "kernels", tree / "kernels")
+        assert Path(report["config"]).parents[2] in (package / "kernels", tree / "kernels")
         assert (package / "reference.py").samefile(tree / "ulsam_fused" / "reference.py")
-        assert Path(report["config"]).samefile(tree / "kernels" / "config.py")
+        assert Path(report["config"]).samefile(tree / "kernels" / "gpu" / "launching" / "config.py")
         assert report["top"] == []
     else:
         _assert_from(report, tree / "ulsam_fused", tree / "kernels")

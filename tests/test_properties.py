@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden import Case, check, make_case, run_backward, run_forward, run_public
-from launches import slab, split
-from layouts import STRIDED, channels_last
+from tests.helpers.golden import Case, check, make_case, run_backward, run_forward, run_public
+from tests.helpers.launches import slab, split
+from tests.helpers.layouts import STRIDED, channels_last
 
 LAYOUTS = st.sampled_from([None, channels_last, *STRIDED])
 
@@ -64,7 +64,7 @@ def test_triton(data: st.DataObject, device: str) -> None:
 @settings(max_examples=12)
 def test_triton_with_any_launch(data: st.DataObject, device: str) -> None:
     """Any tile and any strip give the same; so no choice of a configuration can be a wrong one."""
-    launcher = pytest.importorskip("ulsam_fused.kernels.launcher", reason="needs Triton")
+    launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
     case = data.draw(cases(device, slabs=2, group=4, side=9, one_activation=False))
     block = st.sampled_from([2, 4, 8, 16])
     blocks = {name: data.draw(block) for name in ("block_c", "block_p", "block_k")}

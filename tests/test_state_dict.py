@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ulsam_fused as uf
-from authors import joined, pair
+from tests.helpers.authors import joined, pair
 from ulsam_fused.state_dict import KEYS
 
 FLAT = uf.ULSAM(4, 2, bias=True, norm="batch", activation="relu").state_dict().keys()

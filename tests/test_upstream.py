@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import ulsam_fused as uf
-from authors import assert_close, assert_same_state, assert_same_step, joined, pair, step
-from layouts import STRIDED, channels_last, one_number
+from tests.helpers.authors import assert_close, assert_same_state, assert_same_step, joined, pair, step
+from tests.helpers.layouts import STRIDED, channels_last, one_number
 
 BACKENDS = ["reference", "torch", "triton"]
 SHAPES = [(2, 6, 5, 4, 2), (3, 3, 3, 3, 3), (2, 3, 4, 9, 1)]  # G of 3, 1 and 3; g = C

@@ -7,20 +7,19 @@
 Triton kernels on GPUs, vectorised PyTorch elsewhere; `uf.explain(x, num_splits)` says which and why.
 """
 
-import pathlib as _pathlib
-
-_here = _pathlib.Path(__file__).resolve().parent
-if not (_here / "kernels").is_dir() and (_here.parent / "kernels" / "__init__.py").is_file():
-    __path__.append(str(_here.parent))  # a plain checkout: ulsam_fused.kernels is the folder beside this one
-
-from . import models, reference, upstream  # noqa: E402
-from ._version import __version__  # noqa: E402
-from .backends import get_backend, set_backend  # noqa: E402
-from .conversion import fuse, unfuse  # noqa: E402
-from .distributed import sync_batchnorm  # noqa: E402
-from .explanation import explain  # noqa: E402
-from .functional import subspace_attention  # noqa: E402
-from .modules import ULSAM  # noqa: E402
+from . import (
+    _checkout,  # noqa: F401  in a checkout: where ulsam_fused.kernels is
+    models,
+    reference,
+    upstream,
+)
+from ._version import __version__
+from .backends import get_backend, set_backend
+from .conversion.fuse import fuse, unfuse
+from .distributed import sync_batchnorm
+from .explanation import explain
+from .functional import subspace_attention
+from .modules import ULSAM
 
 __all__ = [
     "ULSAM",

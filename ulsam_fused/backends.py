@@ -92,7 +92,7 @@ def why_not_triton(device: torch.device) -> str | None:
 def triton_problem() -> str | None:
     """Why the kernels cannot be imported in this process; None where they can."""
     try:
-        importlib.import_module("ulsam_fused.kernels.launcher")
+        importlib.import_module("ulsam_fused.kernels.gpu.backend")
     except ImportError as error:
         return f"Triton cannot be imported ({error}); pip install triton"
     return None
@@ -101,4 +101,4 @@ def triton_problem() -> str | None:
 @functools.lru_cache(maxsize=1)
 def interpreting() -> bool:
     """Whether the kernels were imported under TRITON_INTERPRET=1."""
-    return bool(importlib.import_module("ulsam_fused.kernels.launcher").INTERPRETED)
+    return bool(importlib.import_module("ulsam_fused.kernels.gpu.backend").INTERPRETED)

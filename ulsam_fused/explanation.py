@@ -4,7 +4,8 @@ import importlib
 
 from torch import Tensor
 
-from . import backends, checks
+from . import backends
+from .ops import checks
 
 
 def explain(x: Tensor, num_splits: int) -> str:
@@ -39,8 +40,8 @@ def _backend_reason(requested: str, backend: str, x: Tensor) -> str:
 
 
 def _launches(x: Tensor, num_splits: int) -> list[str]:
-    config = importlib.import_module("ulsam_fused.kernels.config")
-    geometry = importlib.import_module("ulsam_fused.kernels.geometry")
+    config = importlib.import_module("ulsam_fused.kernels.gpu.launching.config")
+    geometry = importlib.import_module("ulsam_fused.kernels.gpu.launching.geometry")
     shape = tuple(x.shape)
     size, sms = x.element_size(), geometry.num_sms(x.device)
     arguments = (shape, num_splits, size, geometry.is_channels_last(x), sms)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import norm_ops, ops  # noqa: F401  they define the operators
+from .ops import norm_registration as norm_ops  # noqa: F401  they define the operators
 
 _OPERATORS = torch.ops.ulsam_fused
 

@@ -5,7 +5,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from . import autograd, backends, checks, reference, tracing
+from . import backends, reference
+from .ops import autograd, checks, tracing
 
 
 @overload

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, state_dict
-from .attributes import convolution_tensors
+from . import backends, state_dict
 from .distributed import SharesBatch, group_of
 from .functional import subspace_attention
-from .norm_functional import norm_attention
+from .ops import checks
+from .ops.module_tensors import convolution_tensors
+from .ops.norm_attention import norm_attention
 
 
 class ULSAM(SharesBatch, nn.Module):

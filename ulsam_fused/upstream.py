@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import modules, state_dict
-from .norm_functional import authors_dtype
+from .ops.norm_attention import authors_dtype
 
 
 class _Upstream(modules.ULSAM):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .._version import __version__
-from .errors import UserError
+from ..console.errors import UserError
 
 COMMANDS = {  # name, which is also the module's: the line that `ulsam-fused --help` shows
     "info": "versions, devices, and the backend that a call takes here",

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..bench import plot
+from ..console import devices
+from ..console import images as pictures
+from ..console import model_options as backbone
+from ..console import picture_features as stem
+from ..console.drawing import Panel, draw, entropy, peak
+from ..console.errors import UserError, check_output
 from ..modules import ULSAM
-from . import backbone, devices, model_maps, pictures, plot, stem
-from .errors import UserError, check_output
-from .overlay import Panel, draw, entropy, peak
+from . import attend_model as model_maps
 
 SPREAD = 1.3
 """Standard deviation that the logits of each map are given; the map is then peaked, and can be seen."""

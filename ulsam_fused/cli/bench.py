@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import backbone, bench_model, calls, devices, plot, report, timing
-from .cases import LAYOUTS
-from .directions import CHOICES, DIRECTIONS, NAMED
-from .errors import UserError, check_output
-from .gate import Yardstick
-from .providers import Provider, Sources, providers
-from .setting import Setting
-from .timing import Timing
+from ..bench import calls, plot, report, timing
+from ..bench.cases import LAYOUTS
+from ..bench.directions import CHOICES, DIRECTIONS, NAMED
+from ..bench.gate import Yardstick
+from ..bench.providers import Provider, Sources, providers
+from ..bench.timing import Timing
+from ..bench.workload import Setting
+from ..console import devices
+from ..console import model_options as backbone
+from ..console.errors import UserError, check_output
+from . import bench_model
 
 GPU_CASES = (
     "64x512x14x14/g4",

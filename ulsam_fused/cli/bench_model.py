@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import conversion
+from ..bench import report, timing
+from ..bench.cases import LAYOUTS
+from ..bench.timing import Timing
+from ..console import devices
+from ..console import model_options as backbone
+from ..console.errors import UserError
+from ..conversion import fuse as conversion
 from ..modules import ULSAM
-from . import backbone, devices, report, timing
-from .cases import LAYOUTS
-from .errors import UserError
-from .timing import Timing
 
 DEFAULT = {"mobilenet_v1": ["11=4"], "mobilenet_v2": ["17=4"]}
 """Where the paper inserts a ULSAM that keeps the cost."""

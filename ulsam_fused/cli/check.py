@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import torch
 
+from ..bench import cases
+from ..bench.accuracy import QUANTITIES, Measure, Operator, compare
+from ..bench.cases import Case
+from ..console import devices
+from ..console.errors import UserError
 from ..functional import subspace_attention
-from . import cases, devices
-from .cases import Case
-from .compare import QUANTITIES, Measure, Operator, compare
-from .errors import UserError
 
 _DESCRIPTION = """\
 Compares every fused backend that can serve here with the reference in float64: the attention A, y - x, y, the

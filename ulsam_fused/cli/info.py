@@ -11,8 +11,8 @@ import torch
 
 from .. import backends
 from .._version import __version__
-from . import devices
-from .errors import UserError
+from ..console import devices
+from ..console.errors import UserError
 
 VARIABLES = (
     backends.ENVIRONMENT,

@@ -7,10 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import (
-    flops,  # noqa: F401  registers what the fused operators cost
-    modules,
-)
+from .. import modules
 
 RULES = (
     "Counted are weights without biases and norms, and the multiply-accumulates of convolutions, linear layers and "

@@ -5,7 +5,8 @@ from numbers import Integral
 
 from torch import nn
 
-from .. import checks, modules, upstream
+from .. import modules, upstream
+from ..ops import checks
 from .blocks import Block, ConvNormActivation
 
 ATTENTION = ("paper", "upstream")

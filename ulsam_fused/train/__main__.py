@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from ..cli.errors import UserError
+from ..console.errors import UserError
 from . import options, run
 
 

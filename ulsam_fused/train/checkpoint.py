@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..cli.errors import UserError
+from ..console.errors import UserError
 
 FORMAT, VERSION = "ulsam_fused.train", 1
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from . import reader, seeds
-from .layouts import Images
+from . import seeds
+from . import transforms as reader
+from .dataset_folders import Images
 
 ATTEMPTS = 100
 """How many images in a row may be unreadable; then the place stays empty, and the batch is too small."""

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..cli.errors import UserError
+from ..console.errors import UserError
 from .metrics import Scores
 
 COLUMNS = (

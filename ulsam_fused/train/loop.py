@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cli.errors import UserError
+from ..console.errors import UserError
 from . import dataset, metrics, recipe, seeds
-from .broken import Broken
 from .dataset import Batch
 from .logs import Logs
 from .processes import Processes, Stop
+from .unreadable import Broken
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, in red, green and blue; source: torchvision's references/classification."""

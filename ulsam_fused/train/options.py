@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ..cli import backbone
-from ..cli.errors import UserError
-from .layouts import LAYOUTS
-from .reader import READERS
+from ..console import model_options as backbone
+from ..console.errors import UserError
+from .dataset_folders import LAYOUTS
+from .transforms import READERS
 
 AMP = ("off", "float16", "bfloat16")
 

@@ -4,8 +4,8 @@ import pathlib
 
 import torch
 
-from ..cli import checkpoint
-from ..cli.errors import UserError
+from ..console import weights as checkpoint
+from ..console.errors import UserError
 from ..models.mobilenet import MobileNet
 
 

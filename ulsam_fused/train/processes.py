@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..cli import devices
+from ..console import devices
 
 
 @dataclass(frozen=True)

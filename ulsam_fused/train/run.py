@@ -10,14 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..cli import backbone, devices
-from ..cli.errors import UserError
+from ..console import devices
+from ..console import model_options as backbone
+from ..console.errors import UserError
 from ..distributed import sync_batchnorm
 from ..models.mobilenet import MobileNet
-from . import checkpoint, dataset, layouts, metrics, pretrained, processes, reader, seeds
-from .broken import Broken
+from . import (
+    checkpoint,
+    dataset,
+    metrics,
+    pretrained,
+    processes,
+    seeds,
+)
+from . import (
+    dataset_folders as layouts,
+)
+from . import (
+    transforms as reader,
+)
 from .logs import Logs
 from .loop import Loop
+from .unreadable import Broken
 
 STOPPED = 143
 """128 + SIGTERM, as a shell reports it."""

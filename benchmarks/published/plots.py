@@ -1,0 +1,210 @@
+"""Pictures of the files of results: speed of light, speedups and memory, one picture of each for every file.
+
+    python -m benchmarks.published.plots          # draws <file>-<kind>.png beside each file in results/, by matplotlib
+    python -m benchmarks.published.plots --check  # exits 1 where a picture is missing, out of date or of no file
+
+A picture carries the hash of the results that it was drawn from, so that an old one is noticed.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import sizes as case_list
+from ulsam_fused.bench import plot
+from ulsam_fused.bench.directions import DIRECTIONS
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
+HASH = "Results"  # the keyword of the hash in a picture
+MARKERS = {"nchw": "o", "channels_last": "D"}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a picture shows: a column of the rows, and the line that says how good it could be, or has been."""
+
+    column: str
+    title: str
+    line: float | None
+    without: str | None = None  # the provider that is the line itself
+
+
+KINDS = {
+    "speed-of-light": Kind(
+        "percent_of_ceiling", "Speed of light: the time of moving the fewest bytes, in percent of the provider's", 100
+    ),
+    "speedup": Kind("speedup_vs_eager", "Speedup: times faster than the authors' module in eager mode", 1, "eager"),
+    "memory": Kind("peak_mem_mb", "Memory: what one call needs at its peak, in MB", None),
+}
+LINEAR_FROM = 50  # percent: where nothing gets this far, the points would stick together at the left edge
+
+
+def published(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of results there; what candidates.py writes has other rows, and is none."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("candidates-"))
+
+
+def wanted(result: dict[str, Any]) -> list[str]:
+    """The kinds that a result has figures for: a CPU has none of memory."""
+    return [name for name, kind in KINDS.items() if _rows(result, kind)]
+
+
+def picture(path: pathlib.Path, kind: str) -> pathlib.Path:
+    """Where the picture of a file lies."""
+    return path.with_name(f"{path.stem}-{kind}.png")
+
+
+def _rows(result: dict[str, Any], kind: Kind) -> list[Row]:
+    """Those of providers, without the ceiling, which have the figure."""
+    return [
+        row
+        for row in result["rows"]
+        if row["form"] is not None and row[kind.column] is not None and row["provider"] != kind.without
+    ]
+
+
+def draw(result: dict[str, Any], name: str, target: pathlib.Path) -> None:
+    """One panel for each direction and type; a line for every size, a dot for every provider."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    kind = KINDS[name]
+    rows = _rows(result, kind)
+    cases = case_list.by_map({row["case"] for row in rows})
+    directions = [name for name in DIRECTIONS if any(row["direction"] == name for row in rows)]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    size = (1.4 + 3.3 * len(directions), 1.5 + (0.35 + 0.24 * len(cases)) * len(dtypes))
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(dtypes), len(directions), squeeze=False, sharex=True, sharey=True)
+    values = [row[kind.column] for row in rows]
+    if kind.line == 100 and max(values) >= LINEAR_FROM:
+        panels[0, 0].set_xlim(0, 105)
+    else:
+        panels[0, 0].set_xscale("log")
+        panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
+        panels[0, 0].xaxis.set_minor_locator(NullLocator())
+    for i, dtype in enumerate(dtypes):
+        for j, direction in enumerate(directions):
+            shown = [row for row in rows if (row["dtype"], row["direction"]) == (dtype, direction)]
+            _panel(panels[i, j], shown, cases, kind)
+            panels[i, j].set_title(f"{direction}, {dtype}", loc="left", fontsize=9, fontweight="bold")
+    _legend(figure, rows)
+    threads = f", {result['threads']} threads" if result["threads"] else ""
+    at = f"{result['device']}{threads}, torch {result['torch']}, commit {result['commit']}, {result['date'][:10]}"
+    figure.suptitle(f"{kind.title}\n{at}", fontsize=9)
+    figure.savefig(target, metadata={HASH: digest(result), "Software": None})
+
+
+def _panel(axes: Any, rows: list[Row], cases: list[str], kind: Kind) -> None:
+    layouts = [layout for layout in MARKERS if any(row["layout"] == layout for row in rows)]
+    for name, colour in plot.COLOURS.items():
+        for layout in layouts:
+            mine = [row for row in rows if (row["provider"], row["layout"]) == (name, layout)]
+            aside = 0.0 if len(layouts) == 1 else 0.18 * (2 * layouts.index(layout) - 1)
+            axes.scatter(
+                [row[kind.column] for row in mine], [cases.index(row["case"]) + aside for row in mine],
+                s=34 if layout == "nchw" else 24, marker=MARKERS[layout], color=colour, edgecolors="#444444",
+                linewidths=0.4, zorder=3 if name.startswith("fused") else 2,
+            )  # fmt: skip
+    if kind.line is not None:
+        axes.axvline(kind.line, color="black", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks(range(len(cases)), cases, fontsize=8)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", which="major", alpha=0.35)
+    axes.grid(axis="y", alpha=0.2)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _legend(figure: Any, rows: list[Row]) -> None:
+    from matplotlib.lines import Line2D
+
+    forms = {row["provider"]: row["form"] for row in rows}
+    entries = [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{name} ({forms[name]})")
+        for name, colour in plot.COLOURS.items()
+        if name in forms
+    ]
+    layouts = [layout for layout in MARKERS if any(row["layout"] == layout for row in rows)]
+    if len(layouts) > 1:
+        entries += [
+            Line2D([], [], marker=MARKERS[layout], linestyle="", color="none", markeredgecolor="black", label=layout)
+            for layout in layouts
+        ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+
+
+def digest(result: dict[str, Any]) -> str:
+    """The same for results that are the same."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+def drawn_from(target: pathlib.Path) -> str | None:
+    """The hash that a PNG carries; None where there is none."""
+    for name, content in _chunks(target.read_bytes()):
+        keyword, _, text = content.partition(b"\0")
+        if name == b"tEXt" and keyword == HASH.encode():
+            return text.decode()
+    return None
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 8  # after the signature
+    while at + 8 <= len(png):
+        length, name = struct.unpack(">I4s", png[at : at + 8])
+        yield name, png[at + 8 : at + 8 + length]
+        at += 12 + length  # with the checksum
+
+
+def problems(folder: pathlib.Path) -> list[str]:
+    """Pictures that are missing, out of date, or of no file."""
+    found = []
+    expected = set()
+    for path in published(folder):
+        result = json.loads(path.read_text())
+        for kind in wanted(result):
+            target = picture(path, kind)
+            expected.add(target)
+            if not target.exists():
+                found.append(f"{target.name} is missing")
+            elif drawn_from(target) != digest(result):
+                found.append(f"{target.name} was not drawn from what {path.name} says now")
+    return found + [f"{path.name} belongs to no file" for path in sorted(set(folder.glob("*.png")) - expected)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=pathlib.Path, default=RESULTS, help="of the files (default: results/)")
+    parser.add_argument("--check", action="store_true", help="draw nothing, only compare")
+    arguments = parser.parse_args()
+    folder: pathlib.Path = arguments.folder
+    if arguments.check:
+        found = problems(folder)
+        print("\n".join(found) or "files and pictures agree")
+        return int(bool(found))
+    for path in published(folder):
+        result = json.loads(path.read_text())
+        for kind in KINDS:
+            if kind in wanted(result):
+                draw(result, kind, picture(path, kind))
+                print(f"drawn: {picture(path, kind)}")
+            else:
+                print(f"{path.name} has no figures for {kind}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The launch configuration that is chosen for a call, and alternatives that differ from it in one respect each."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from ulsam_fused.kernels.gpu.launching import config as configs
+from ulsam_fused.kernels.gpu.launching.config import ROWS, LaunchConfig, MomentsConfig, cdiv, next_power_of_2
+from ulsam_fused.kernels.gpu.launching.geometry import compared_size
+
+from benchmarks import sizes as case_list
+from ulsam_fused.console.devices import DTYPES
+
+FORWARD, BACKWARD, NORM_FORWARD, NORM_BACKWARD = DIRECTIONS = ("forward", "backward", "norm-forward", "norm-backward")
+CHOSEN = "chosen"
+REGISTERS = 65536  # of an SM
+LEAST_WIDTH = 4  # of a tile in NCHW: two columns of it may be there for their windows alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What alternatives are compared on."""
+
+    case: str
+    direction: str
+    dtype: str
+    layout: str
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        n, c, h, w, _ = case_list.numbers(self.case)
+        return n, c, h, w
+
+    @property
+    def num_splits(self) -> int:
+        return case_list.numbers(self.case)[4]
+
+    @property
+    def channels_last(self) -> bool:
+        return self.layout == "channels_last"
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.direction} {self.dtype} {self.layout}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """How one call is launched."""
+
+    launch: LaunchConfig
+    moments: MomentsConfig | None = None  # norm-forward: of its first launch
+    flat_programs: float = 1.0  # norm-backward: so many times FLAT_PROGRAMS_PER_SM, which no configuration holds
+
+
+def chosen(group: Group, num_sms: int) -> Candidate:
+    """What the package launches on a GPU with so many multiprocessors."""
+    dtype = DTYPES[group.dtype]
+    given = (group.shape, group.num_splits, dtype.itemsize, group.channels_last, num_sms)
+    if group.direction == FORWARD:
+        return Candidate(configs.forward_config(*given))
+    if group.direction == NORM_FORWARD:
+        moments = configs.moments_config(group.shape, dtype.itemsize, group.channels_last, num_sms)
+        return Candidate(configs.norm_forward_config(*given), moments)
+    return Candidate(configs.backward_config(*given, compared_size(dtype)))
+
+
+def alternatives(group: Group, of: Candidate) -> dict[str, Candidate]:
+    """By name, what matters most first; none equals another, and none leaves lanes without work."""
+    found: dict[str, Candidate] = {}
+
+    def add(name: str, candidate: Candidate) -> None:
+        if candidate != of and candidate not in found.values():
+            found[name] = candidate
+
+    for name, launch in _launches(of.launch, group):
+        if valid(launch, of.launch, group):
+            add(name, dataclasses.replace(of, launch=launch))
+    if of.moments is not None:
+        for name, moments in _moments(of.moments, group):
+            add(f"moments: {name}", dataclasses.replace(of, moments=moments))
+    if group.direction == NORM_BACKWARD:
+        add("half the programs of flat passes", dataclasses.replace(of, flat_programs=0.5))
+        add("twice the programs of flat passes", dataclasses.replace(of, flat_programs=2.0))
+    return found
+
+
+def valid(config: LaunchConfig, beside: LaunchConfig, group: Group) -> bool:
+    """Whether every lane has an element, and no tile is larger than what it covers unless the chosen one is, too."""
+    _, c, h, w = group.shape
+    lanes = 32 * config.num_warps
+    whole = next_power_of_2(c // group.num_splits)
+    most = {
+        "block_c": whole,
+        "block_k": whole,
+        "block_p": next_power_of_2(h * w),
+        "block_w": next_power_of_2(cdiv(w, config.strip_columns)),
+    }
+    least = 1 if group.channels_last else LEAST_WIDTH
+    return (
+        all(getattr(config, name) <= max(size, getattr(beside, name)) for name, size in most.items())
+        and min(config.block_c * config.block_w, config.block_p * config.block_k) >= lanes
+        and config.block_w >= least
+        and config.strip_columns <= w
+        and config.block_w % config.columns == 0
+        and config.split == (config.strip_rows > 0)
+        and config.strip_rows % ROWS == 0
+        and config.strip_rows < h
+        and config.max_registers * lanes <= REGISTERS
+    )
+
+
+def _launches(config: LaunchConfig, group: Group) -> Iterator[tuple[str, LaunchConfig]]:
+    yield "slab instead of split", dataclasses.replace(config, split=False, strip_rows=0)
+    for rows in (ROWS, 2 * ROWS, 4 * ROWS):
+        yield f"split, strips of {rows} rows", dataclasses.replace(config, split=True, strip_rows=rows)
+    run, other = ("block_k", "block_p") if group.channels_last else ("block_p", "block_k")
+    for warps in (1, 2, 4, 8):  # with as much work for each lane as before
+        grown = {name: getattr(config, name) * warps // config.num_warps for name in ("block_c", other)}
+        if warps != config.num_warps and all(grown.values()):
+            yield f"{warps} warp{'s' * (warps > 1)}", dataclasses.replace(config, num_warps=warps, **grown)
+    c, w, columns = config.block_c, config.block_w, config.strip_columns
+    yield "half the channels per tile", dataclasses.replace(config, block_c=c // 2)
+    yield "twice the channels per tile", dataclasses.replace(config, block_c=2 * c)
+    yield "tiles half as wide, twice the channels", dataclasses.replace(config, block_w=w // 2, block_c=2 * c)
+    yield "tiles twice as wide, half the channels", dataclasses.replace(config, block_w=2 * w, block_c=c // 2)
+    if config.columns > 1:
+        yield "half the columns per lane", dataclasses.replace(config, columns=config.columns // 2)
+    if columns > 1:
+        yield "strips of half the columns", dataclasses.replace(config, strip_columns=cdiv(columns, 2))
+        yield "strips of twice the columns", dataclasses.replace(config, strip_columns=2 * columns)
+    length, count = getattr(config, run), getattr(config, other)
+    yield "flat tile half", dataclasses.replace(config, **{other: count // 2})
+    yield "flat tile twice", dataclasses.replace(config, **{other: 2 * count})
+    yield "flat tile with runs half as long", dataclasses.replace(config, **{run: length // 2, other: 2 * count})
+    yield "flat tile with runs twice as long", dataclasses.replace(config, **{run: 2 * length, other: count // 2})
+    for registers in (128, 168, 255):
+        yield f"{registers} registers", dataclasses.replace(config, max_registers=registers)
+
+
+def _moments(config: MomentsConfig, group: Group) -> Iterator[tuple[str, MomentsConfig]]:
+    n, c, h, w = group.shape
+    tiles = cdiv(n * h * w, config.block_p)
+    each = config.part_pixels // config.block_p  # tiles of a program
+
+    def parted(each: int) -> MomentsConfig:
+        return dataclasses.replace(config, parts=cdiv(tiles, each), part_pixels=each * config.block_p)
+
+    if each < tiles:
+        yield "half the programs", parted(2 * each)
+    if each > 1:
+        yield "twice the programs", parted(cdiv(each, 2))
+    if config.block_p // 2 * config.block_c >= 32 * config.num_warps:
+        yield "half the pixels per tile", dataclasses.replace(config, block_p=config.block_p // 2)
+    if each % 2 == 0:
+        yield "twice the pixels per tile", dataclasses.replace(config, block_p=2 * config.block_p)
+    if config.block_p * config.block_c // 2 >= 32 * config.num_warps and config.block_c > 1:
+        yield "half the channels per tile", dataclasses.replace(config, block_c=config.block_c // 2)
+    if 2 * config.block_c <= next_power_of_2(c):
+        yield "twice the channels per tile", dataclasses.replace(config, block_c=2 * config.block_c)
+    for registers in (128, 255):
+        yield f"{registers} registers", dataclasses.replace(config, max_registers=registers)

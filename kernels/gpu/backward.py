@@ -1,0 +1,339 @@
+"""Backward kernels. D = dy; t is dl, scattered to the pixels that won their windows; [.] is 1 or 0.
+
+    dA[p]   = sum over c of D[c,p] * x[c,p], plus the gradient that arrives at A itself
+    S       = sum over p of A[p] * dA[p]
+    dl[p]   = A[p] * (dA[p] - S) * [z[p] > 0 or no ReLU]             softmax and act_z
+    t[c,q]  = sum of dl[p] over the windows p of which q is the argmax, * [u[c,q] > 0 or no ReLU]
+    dx      = D * (1 + A) + scale * v * t
+    dscale  = v * sum t * x,   dshift = v * sum t,   dv = scale * sum t * x + shift * sum t,   db = sum dl
+
+The last line needs no maxima: at the argmax u is scale * x + shift, so sum_p dl * m = sum_q t * u.
+
+The argmax is recomputed. A pixel q wins window p when it is the first in its row to equal the row's maximum, and its
+row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. So a march over rows, one new
+row a step, holds for each window the maxima of its last two rows and what dl they have won; a row that has heard from
+all its windows hands that on to the columns that reached its maxima. `march_columns` does so in channels_last,
+`march_lanes` otherwise. Not saved and not materialised: u, m, the argmax, t.
+"""
+
+import triton
+import triton.language as tl
+
+from .device.march_channels_last import march_columns
+from .device.march_nchw import march_lanes
+from .device.maxpool_backward import bordered
+from .device.primitives import (
+    aligned,
+    aligned_strides,
+    load_channel,
+    mirrored_program,
+    pixel_offset,
+    relu,
+    sign_of,
+    widen,
+)
+
+# Rows of one turn of the march. A window spans three, so after three rows every value is in its old place again, and
+# what moves from row to row changes its name, not its register: 117 to 94 instructions per element (float16
+# channels_last, sm_90, Triton 3.7.1).
+MARCH_ROWS = tl.constexpr(3)
+
+
+@triton.jit
+def attention_gradient(
+    dy_ptr,  # or None
+    d_attention_ptr,  # [H*W] or None
+    x_ptr,
+    z_ptr,  # [H*W]
+    lse,
+    da_ptr,  # [H*W]
+    p_begin,
+    p_end,
+    W,
+    G,
+    dy_stride_c,
+    dy_stride_h,
+    dy_stride_w,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RELU_Z: tl.constexpr,
+    FLAT: tl.constexpr,
+    FLAT_DY: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Writes dA of pixels p_begin .. p_end - 1; returns the sum of A * dA over them."""
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    total = tl.full([], 0.0, dtype)
+    for p0 in range(p_begin, p_end, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)
+        m_p = p < p_end
+        da = tl.zeros([BLOCK_P], dtype)
+        if dy_ptr is not None:
+            o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)[None, :]
+            o_pd = pixel_offset(widen(p, WIDE), W, dy_stride_h, dy_stride_w, FLAT_DY)[None, :]
+            products = tl.zeros([BLOCK_K, BLOCK_P], dtype)
+            for c0 in range(0, G, BLOCK_K):
+                c = c0 + tl.arange(0, BLOCK_K)
+                m_x = (c < G)[:, None] & m_p[None, :]
+                o_c = widen(c, WIDE)[:, None]
+                x = tl.load(x_ptr + (o_c * x_stride_c + o_px), mask=m_x, other=0.0).to(dtype)
+                dy = tl.load(dy_ptr + (o_c * dy_stride_c + o_pd), mask=m_x, other=0.0).to(dtype)
+                products += dy * x
+            da = tl.sum(products, 0)
+        if d_attention_ptr is not None:
+            da += tl.load(d_attention_ptr + p, mask=m_p, other=0.0).to(dtype)
+        tl.store(da_ptr + p, da, mask=m_p)
+        z = tl.load(z_ptr + p, mask=m_p, other=0.0)
+        total += tl.sum(tl.where(m_p, tl.exp(relu(z, RELU_Z) - lse) * da, 0.0), 0)
+    return total
+
+
+@triton.jit
+def logit_gradient(
+    z_ptr,  # [H*W]
+    da_ptr,  # [H*W]
+    lse,
+    total,
+    a_ptr,  # [r_end - r_begin + 4, pitch], scratch of this program: with a border, as in `routing`
+    dl_ptr,  # likewise
+    r_begin,
+    r_end,
+    H,
+    W,
+    pitch,
+    BLOCK_P: tl.constexpr,
+    RELU_Z: tl.constexpr,
+):
+    """Writes A and dl of rows r_begin - 1 .. r_end and their border; returns the sum of dl over rows r_begin on."""
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    db = tl.full([], 0.0, dtype)
+    for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
+        i = i0 + tl.arange(0, BLOCK_P)
+        p, row, m_p = bordered(i, r_begin, r_end, H, W, pitch)
+        z = tl.load(z_ptr + p, mask=m_p, other=0.0)
+        a = tl.exp(relu(z, RELU_Z) - lse)
+        dl = a * (tl.load(da_ptr + p, mask=m_p, other=0.0) - total)
+        if RELU_Z:
+            dl = tl.where(z <= 0, 0.0, dl)
+        dl = tl.where(m_p, dl, 0.0)
+        if RELU_Z:
+            db += tl.sum(tl.where((row >= r_begin) & (row < r_end), dl, 0.0), 0)
+        m_i = i < (r_end - r_begin + 4) * pitch
+        tl.store(a_ptr + i, a, mask=m_i)
+        tl.store(dl_ptr + i, dl, mask=m_i)
+    return db
+
+
+@triton.jit
+def input_gradient(
+    dy_ptr,  # or None
+    x_ptr,
+    scale_ptr,
+    shift_ptr,  # or None
+    centre_ptr,  # or None; else x stands for x - centre in u and in the sums
+    v_ptr,
+    a_ptr,  # A and dl with a border; A is not read without dy
+    dl_ptr,
+    dx_ptr,
+    dv_ptr,  # [G], this program's partial sums
+    dscale_ptr,  # [G]
+    dshift_ptr,  # [G] or None
+    r_begin,
+    r_end,
+    H,
+    W,
+    G,
+    pitch,
+    dy_stride_c,
+    dy_stride_h,
+    dy_stride_w,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    dx_stride_c,
+    dx_stride_h,
+    dx_stride_w,
+    BLOCK_C: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HALO: tl.constexpr,
+    RELU_U: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Writes dx of rows r_begin .. r_end - 1, and what they contribute to dv, dscale and dshift."""
+    dtype: tl.constexpr = dl_ptr.dtype.element_ty
+    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
+    compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
+    for c0 in range(0, G, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        m_c = c < G
+        scale = load_channel(scale_ptr, c, G, dtype)
+        v = load_channel(v_ptr, c, G, dtype)
+        shift = None
+        shift_c = None
+        centre = None
+        if shift_ptr is not None:
+            shift = load_channel(shift_ptr, c, G, dtype)
+            shift_c = shift[:, None]
+        if centre_ptr is not None:
+            centre = load_channel(centre_ptr, c, G, dtype)[:, None]
+        sign = sign_of(scale).to(compare)[:, None]
+        weight = (scale * v)[:, None]
+        if CHANNELS_LAST:
+            sum_tx, sum_t = march_columns(
+                dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
+                r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
+                x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
+            )  # fmt: skip
+        else:
+            sum_tx, sum_t = march_lanes(
+                dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
+                r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
+                x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+                MARCH_ROWS, BLOCK_C, BLOCK_W, HALO, RELU_U, EVEN_C, WIDE,
+            )  # fmt: skip
+        dv = scale * sum_tx
+        if dshift_ptr is not None:
+            if shift_ptr is not None:
+                dv += shift * sum_t
+            tl.store(dshift_ptr + c, v * sum_t, mask=m_c)
+        tl.store(dv_ptr + c, dv, mask=m_c)
+        tl.store(dscale_ptr + c, v * sum_tx, mask=m_c)
+
+
+@triton.jit
+def backward_kernel(
+    dy_ptr,  # [N, C, H, W] or None
+    d_attention_ptr,  # [N, g, H*W] or None
+    x_ptr,  # [N, C, H, W]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C] or None
+    v_ptr,  # [C]
+    z_ptr,  # [N, g, H*W]
+    lse_ptr,  # [N, g]
+    dx_ptr,  # [N, C, H, W]
+    partials_ptr,  # [N, strips, width]: dv [C], dscale [C], dshift [C] where shift is given, db [g] where RELU_Z
+    da_ptr,  # [N, g, H*W], scratch
+    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: A and dl of a strip, with a border as in `routing`
+    totals_ptr,  # [N, g, chunks], sums of A * dA, or None in the slab regime
+    H,
+    W,
+    C,
+    G,
+    num_splits,
+    strips,
+    strip_rows,  # rows per program of the launch that writes dx
+    chunks,
+    chunk,  # pixels per program of the launch that writes dA
+    width,
+    pitch,
+    dy_stride_n,
+    dy_stride_c,
+    dy_stride_h,
+    dy_stride_w,
+    x_stride_n,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    dx_stride_n,
+    dx_stride_c,
+    dx_stride_h,
+    dx_stride_w,
+    REDUCE: tl.constexpr,  # this launch writes dA; with MARCH too, it is the slab regime
+    MARCH: tl.constexpr,  # this launch writes dx
+    BLOCK_C: tl.constexpr,  # tile of the march: channels, and lanes along a row
+    BLOCK_W: tl.constexpr,
+    COLUMNS: tl.constexpr,  # that each of these lanes holds; 1 unless CHANNELS_LAST
+    HALO: tl.constexpr,  # a tile is not the whole row
+    BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
+    BLOCK_K: tl.constexpr,
+    RELU_U: tl.constexpr,
+    RELU_Z: tl.constexpr,
+    EVEN_C: tl.constexpr,  # BLOCK_C divides G
+    CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr,  # one stride serves all pixels of a map of x
+    FLAT_DY: tl.constexpr,  # likewise of dy
+    VEC: tl.constexpr,  # strides of x, and H*W (G in channels_last), are multiples of it
+    VEC_DY: tl.constexpr,  # likewise of dy
+    WIDE: tl.constexpr,  # offsets inside a slab need int64
+):
+    """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, chunks), then (N * num_splits, strips)."""
+    if REDUCE:
+        slab = tl.program_id(0)
+        part = tl.program_id(1)
+    else:
+        slab, part = mirrored_program()  # x and dy are still in L2 where dA was computed last
+    n = (slab // num_splits).to(tl.int64)
+    k = slab % num_splits
+    HW = H * W
+    if CHANNELS_LAST:
+        G = aligned(G, VEC)
+    else:
+        HW = aligned(HW, VEC)
+    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
+    dy_stride_n, dy_stride_c, dy_stride_w = aligned_strides(
+        dy_stride_n, dy_stride_c, dy_stride_w, CHANNELS_LAST, VEC_DY
+    )
+    channel = k * G
+    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    if dy_ptr is not None:
+        dy_ptr += n * dy_stride_n + channel.to(tl.int64) * dy_stride_c
+    z_ptr += slab.to(tl.int64) * HW
+    da_ptr += slab.to(tl.int64) * HW
+    lse = tl.load(lse_ptr + slab)
+    total = tl.full([], 0.0, z_ptr.dtype.element_ty)
+
+    if REDUCE:
+        if MARCH:
+            p_begin = 0
+            p_end = HW
+        else:
+            p_begin = part * chunk
+            p_end = tl.minimum(p_begin + chunk, HW)
+        if d_attention_ptr is not None:
+            d_attention_ptr += slab.to(tl.int64) * HW
+        total = attention_gradient(
+            dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, da_ptr, p_begin, p_end, W, G,
+            dy_stride_c, dy_stride_h, dy_stride_w, x_stride_c, x_stride_h, x_stride_w,
+            BLOCK_P, BLOCK_K, RELU_Z, FLAT, FLAT_DY, WIDE,
+        )  # fmt: skip
+        if not MARCH:
+            tl.store(totals_ptr + slab.to(tl.int64) * chunks + part, total)
+
+    if MARCH:
+        if REDUCE:
+            tl.debug_barrier()  # every dA of the slab is written before any is read
+        else:
+            for i in range(0, chunks):
+                total += tl.load(totals_ptr + slab.to(tl.int64) * chunks + i)
+        r_begin = part * strip_rows
+        r_end = tl.minimum(r_begin + strip_rows, H)
+        a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
+        dl_ptr = a_ptr + (strip_rows + 4) * pitch
+        db = logit_gradient(z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z)
+        tl.debug_barrier()  # A and dl are written before they are read
+        partials_ptr += (n * strips + part) * width
+        if RELU_Z:
+            tl.store(partials_ptr + width - num_splits + k, db)
+        dv_ptr = partials_ptr + channel
+        dx_ptr += n * dx_stride_n + channel.to(tl.int64) * dx_stride_c
+        scale_ptr += channel
+        v_ptr += channel
+        if shift_ptr is not None:
+            shift_ptr += channel
+        dscale_ptr = dv_ptr + C
+        dshift_ptr = None
+        if shift_ptr is not None:
+            dshift_ptr = dv_ptr + 2 * C
+        input_gradient(
+            dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
+            r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
+            x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+            BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
+        )  # fmt: skip

@@ -1,0 +1,181 @@
+"""The scripts that measure everything in one call: what they run, in which order, and what a failure leaves."""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from benchmarks import on_cpu, on_gpu, parts
+from benchmarks import sizes as case_list
+from tests.helpers.processes import ROOT
+from ulsam_fused.bench.directions import CHOICES
+from ulsam_fused.bench.providers import providers
+from ulsam_fused.cli import bench
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_nothing_is_measured_without_a_gpu(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.on_gpu", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert "no GPU is available" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def options_of(part: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(part.options)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_case_type_format_and_direction_is_measured_on_a_gpu(quick: bool) -> None:
+    planned = [options_of(part) for part in on_gpu.plan("cuda", quick)]
+    names = {p.name for p in providers(["triton"], compiled=True)}
+    for options in planned:
+        assert set(options.provider) <= names
+        assert {"eager", "fused[triton]", "fused[triton]+norm"} <= set(options.provider)
+        assert (options.layout, options.direction) == ("both", "all")
+        assert "train-norm" in CHOICES[options.direction]
+        assert options.case == list(case_list.CASES[: len(options.case)])
+    whole = {options.dtype for options in planned if len(options.case) == len(case_list.CASES)}
+    assert whole == (set() if quick else {"float16", "bfloat16", "float32"})
+    for case in case_list.CASES:
+        bench.check_case(case)
+
+
+def test_every_case_is_measured_on_a_cpu_beside_its_peers() -> None:
+    planned = [options_of(part) for part in on_cpu.plan(1.0, quick=False)]
+    measured = [case for options in planned for case in options.case]
+    assert len(set(measured)) == len(measured)
+    assert set(case_list.small()) <= set(measured)
+    assert all(case_list.numbers(case)[0] <= case_list.SMALL_BATCH for case in measured)
+    for options in planned:
+        assert (options.dtype, options.direction) == ("float32", "both")
+        assert options.compile or {"eager", "vectorised+compile", "fused[torch]"} <= set(options.provider)
+
+
+class Machine:
+    """Stands for the processes of a script; a command of which a word is in `failing` ends with 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failing: str, script: ModuleType = on_gpu) -> None:
+        self.failing, self.commands, self.script = failing, [], script
+        monkeypatch.setattr(parts, "run", self.run)
+        monkeypatch.setattr(on_gpu.torch.cuda, "is_available", lambda: True)
+        self.monkeypatch = monkeypatch
+
+    def run(self, command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:
+        self.commands.append(command)
+        if "--json" in command:
+            row = {key: command[command.index(f"--{key}") + 1] for key in ("case", "dtype")}
+            row |= {"direction": "forward", "layout": "nchw", "compiled": "vectorised+compile" in command}
+            heading = {"device": "NVIDIA H0", "threads": None, "torch": "2.11.0+cu130", "triton": "3.6.0"}
+            result = {**heading, "commit": None, "rows": [row]}
+            pathlib.Path(command[command.index("--json") + 1]).write_text(json.dumps(result))
+        return int(any(name in " ".join(command) for name in self.failing)), "the last line"
+
+    def main(self, *arguments: str) -> int:
+        self.monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+        status: int = self.script.main()
+        return status
+
+
+def kind(command: list[str]) -> str:
+    return "pytest" if "pytest" in command else command[2] if command[0] == "-m" else pathlib.Path(command[0]).stem
+
+
+def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test file, then the check, then kernels are compiled, then the benchmarks, whose rows come together."""
+    machine = Machine(monkeypatch)
+    assert machine.main("--output", str(tmp_path), "--commit", "0123abc") == 0
+    tested = [(pathlib.Path(command[-1]), command[-2]) for command in machine.commands if "pytest" in command]
+    wanted = [(ROOT / "tests" / name, f"{i}/{count}") for name, count in on_gpu.TESTS.items() for i in range(count)]
+    assert sorted(tested) == sorted(wanted)
+    assert all(path.is_file() for path, _ in tested)
+    order = [kind(command) for command in machine.commands]
+    assert order[: len(tested)] == ["pytest"] * len(tested)
+    assert order[len(tested) :] == ["check", *["warm_up"] * len(case_list.CASES), *["bench"] * 4]
+    (file,) = tmp_path.glob("*.json")
+    assert file.name == "nvidia-h0-torch2.11.0-triton3.6.0.json"
+    result = json.loads(file.read_text())
+    assert (result["device"], result["commit"]) == ("NVIDIA H0", "0123abc")
+    assert [(row["dtype"], row["compiled"]) for row in result["rows"]] == [
+        ("float16", True), ("float32", False), ("bfloat16", False),
+    ]  # fmt: skip
+
+
+def test_parts_of_a_test_file_are_all_of_it() -> None:
+    def collected(*options: str) -> list[str]:
+        file = str(ROOT / "tests" / "kernels" / "gpu" / "test_config.py")
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *options, file]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    shards = [collected("--shard", f"{i}/3") for i in range(3)]
+    assert sorted(itertools.chain(*shards)) == sorted(collected())
+    assert min(map(len, shards)) > 1
+
+
+def test_what_is_measured_again_replaces_its_whole_group() -> None:
+    """Else a ratio would be one of two runs."""
+    row = {"case": "c", "direction": "forward", "dtype": "float16", "layout": "nchw"}
+    first = {"date": "1", "rows": [{**row, "us": 1}, {**row, "us": 2}, {**row, "layout": "channels_last", "us": 3}]}
+    second = {"date": "2", "rows": [{**row, "us": 4}]}
+    joined = parts.joined(first, second)
+    assert ([row["us"] for row in joined["rows"]], joined["date"]) == ([3, 4], "1")
+
+
+@pytest.mark.parametrize("failing", ["test_backward.py", "check"])
+def test_nothing_is_measured_after_a_failure(
+    failing: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch, failing)
+    assert machine.main("--output", str(tmp_path)) == 1
+    assert not any("bench" in command for command in machine.commands)
+    assert machine.main("--output", str(tmp_path), "--keep-going") == 1
+    assert sum("bench" in command for command in machine.commands) == 4
+
+
+def test_what_was_measured_before_the_time_was_out_is_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch)
+    clock = iter([0.0, 100.0, 300.0, 450.0, 530.0])
+    monkeypatch.setattr(parts.time, "monotonic", lambda: next(clock))
+    assert machine.main("--output", str(tmp_path), "--skip-tests", "--quick") == 1
+    (file,) = tmp_path.glob("*.json")
+    assert [row["dtype"] for row in json.loads(file.read_text())["rows"]] == ["float16", "float32"]
+    assert "bench bfloat16: out of time" in capsys.readouterr().out
+
+
+def test_one_call_on_a_cpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, script=on_cpu)
+    assert machine.main("--output", str(tmp_path)) == 0
+    assert [kind(command) for command in machine.commands] == ["bench", "bench"]
+    (file,) = tmp_path.glob("*.json")
+    assert len(json.loads(file.read_text())["rows"]) == 2
+
+
+def test_warming_up_calls_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each type and memory format, at both batches: inference, and what gradients take."""
+    called: list[tuple[Any, ...]] = []
+    from benchmarks import warm_up
+
+    def call(module: Any, inputs: Any, direction: str) -> Any:
+        ((x, _),) = inputs
+        called.append((type(module).__module__, direction, x.dtype, x.shape[0], x.is_contiguous()))
+        return lambda i: None
+
+    monkeypatch.setattr(warm_up.calls, "call", call)
+    monkeypatch.setattr(sys, "argv", ["warm_up.py", "2x4x3x3/g2", "cpu"])
+    warm_up.main()
+    assert len(called) == len(set(called)) == 4 * 3 * 2 * 2  # paper: 2 directions, authors: 2; types; formats; batches

@@ -1,0 +1,120 @@
+"""`ulsam-fused check` passes what is right and fails each of many wrong operators."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ulsam_fused as uf
+from tests.helpers import mutants
+from ulsam_fused import cli
+from ulsam_fused.bench import accuracy as compare
+from ulsam_fused.bench import cases
+from ulsam_fused.cli import check
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of each kind in place of the table that `check --quick` works through."""
+    rows = [
+        cases.Case((2, 6, 7, 5, 2), "float32", "nchw", "random", None),
+        cases.Case((2, 6, 7, 5, 2), "bfloat16", "channels_last", "peaked", "relu"),
+        cases.Case((2, 6, 7, 5, 2), "float32", "nchw", "ties", None),
+    ]
+    monkeypatch.setattr(cases, "quick", lambda: iter(rows))
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def test_check_passes_and_counts(few_cases: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--quick", "--backend", "torch", "--device", "cpu"]) == 0
+    lines = lines_of(capsys.readouterr().out)
+    assert lines[-1] == f"{3 * (len(compare.QUANTITIES) + 1)} checks passed, 0 failed"
+    assert sum(" ok " in line for line in lines) == 3
+
+
+def test_check_passes_on_the_real_quick_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--quick", "--backend", "torch", "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("fp32", "fp16", "bf16", "nchw", "nhwc", "random", "peaked", "ties", "relu"))
+
+
+MUTANTS: dict[str, tuple[compare.Operator, str]] = {  # and what check says of it
+    "identity": (mutants.identity, "y-x: error"),
+    "last tie wins": (mutants.last_tie_wins, "dx-dy: error"),
+    "no dscale": (mutants.without_gradient(1), "dscale: error"),
+    "no dv": (mutants.without_gradient(2), "dv: error"),
+    "no dshift": (mutants.without_gradient(4), "dshift: error"),
+    "no db": (mutants.without_gradient(5), "db: error"),
+    "no du": (mutants.without_gradient_through_the_maximum, "dx(A): error"),
+    "swapped subspaces": (mutants.swapped_subspaces, "A: error"),
+    "slightly wrong": (mutants.slightly_wrong, "A: error"),
+    "refusing": (mutants.refusing, "FAILED: RuntimeError: does not compile"),
+}
+
+
+@pytest.mark.parametrize("mutant", list(MUTANTS))
+def test_check_fails_for_a_wrong_operator(
+    mutant: str, few_cases: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator, message = MUTANTS[mutant]
+    monkeypatch.setattr(check, "operator_of", lambda backend: operator)
+    assert cli.main(["check", "--quick", "--backend", "torch", "--device", "cpu"]) == 1
+    lines = lines_of(capsys.readouterr().out)
+    assert not lines[-1].endswith(" 0 failed")
+    assert any(message in line for line in lines)
+    assert any("FAILED" in line for line in lines)
+
+
+@pytest.mark.parametrize("mutant", ["identity", "swapped subspaces", "no du"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("maps", ["random", "peaked"])
+def test_gross_mutants_are_seen_in_every_type_and_map(mutant: str, dtype: str, maps: str) -> None:
+    operator, message = MUTANTS[mutant]
+    problem = cases.Case((2, 12, 28, 28, 3), dtype, "nchw", maps, None).problem(CPU)
+    wrong = [measure.quantity for measure in compare.compare(operator, problem) if not measure.passed]
+    assert message.removesuffix(": error") in wrong
+
+
+def test_only_ties_see_the_wrong_tie() -> None:
+    for maps, seen in (("random", False), ("ties", True)):
+        problem = cases.Case((2, 6, 7, 5, 2), "float32", "nchw", maps, None).problem(CPU)
+        measures = {measure.quantity: measure for measure in compare.compare(mutants.last_tie_wins, problem)}
+        assert measures["A"].passed
+        assert measures["dx-dy"].passed is not seen
+
+
+def test_a_second_run_with_other_bits_fails() -> None:
+    problem = cases.Case((1, 4, 5, 5, 2), "float32", "nchw", "random", None).problem(CPU)
+    failed = [measure.quantity for measure in compare.compare(mutants.restless(), problem) if not measure.passed]
+    assert failed == ["repeat"]
+
+
+def test_nan_is_wrong() -> None:
+    problem = cases.Case((1, 4, 5, 5, 2), "float32", "nchw", "random", None).problem(CPU)
+
+    def operator(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        return uf.reference.subspace_attention(x * math.nan, *arguments, **options)
+
+    assert not any(measure.passed for measure in compare.compare(operator, problem) if measure.quantity == "A")
+
+
+def test_the_case_tables_cover_what_they_promise() -> None:
+    full, quick = list(cases.full()), list(cases.quick())
+    for table in (full, quick, list(cases.interpreted(quick=False)), list(cases.interpreted(quick=True))):
+        assert {case.dtype for case in table} == {"float32", "float16", "bfloat16"}
+        assert {case.layout for case in table} == set(cases.LAYOUTS)
+        assert {case.maps for case in table} == {"random", "peaked", "ties"}
+        assert {case.activation for case in table} == {None, "relu"}
+        assert any(case.wide_parameters for case in table)
+    assert set(quick) < set(full)
+    assert len(full) == len(set(full))
+    problem = cases.Case((2, 6, 7, 5, 2), "float32", "channels_last", "ties", None).problem(CPU)
+    assert problem.x.is_contiguous(memory_format=torch.channels_last)
+    assert set(problem.scale.tolist()) == {-1.0, 0.0, 1.0}

@@ -1,0 +1,36 @@
+"""Python in a fresh process, free of what the test process has imported, installed or been told."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository, or an unpacked sdist."""
+
+_TOLD = ("PYTHONPATH", "PYTHONSTARTUP", "TRITON_INTERPRET", "ULSAM_FUSED_BACKEND")
+
+
+def run_python(arguments: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300) -> str:
+    """Run this interpreter with the arguments in the folder cwd; its standard output.
+
+    The environment is this process's without the variables that steer Python, Triton or the package, plus env.
+
+    Raises:
+        AssertionError: an exit status other than 0; the message holds everything that was printed.
+    """
+    __tracebackhide__ = True
+    environment = {name: value for name, value in os.environ.items() if name not in _TOLD} | dict(env or {})
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout

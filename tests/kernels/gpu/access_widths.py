@@ -1,0 +1,58 @@
+"""A script: the widest load and store, in bytes, of marches over float32 maps whose strides have much alignment.
+
+Where columns are clamped at a border, kernels promise the compiler neighbours that are none, so that it lays lanes
+along rows. If it knew of any alignment as well, it would read several elements at once, and the wrong ones.
+"""
+
+import dataclasses
+import json
+
+import torch
+from torch import Tensor
+from ulsam_fused.kernels.gpu import backend as launcher
+from ulsam_fused.kernels.gpu.launching import config as configs
+
+from benchmarks.compiled import resources
+
+
+def marches(x: Tensor) -> dict[str, tuple[int, int]]:
+    n, c, h, w = x.shape
+    shape = (n, c, h, w)
+    p, z, lse = (torch.empty(s, device="meta") for s in ((c,), (n, 1, h, w), (n, 1)))
+    forward, backward = (
+        dataclasses.replace(choose(shape, 1, 4, False, 1), split=True, strip_rows=configs.ROWS)
+        for choose in (configs.forward_config, configs.backward_config)
+    )
+    with resources.compile_only(90) as compiled:
+        launcher.forward(x, p, None, p, None, 1, False, False, None, False, config=forward)
+        launcher.backward(x, None, x, p, None, p, None, z, lse, 1, False, False, config=backward)
+    found = {}
+    for kernel, constants in compiled:
+        name = "logits" if constants.get("LOGITS") else "march" if constants.get("MARCH") else None
+        if name is not None:
+            code = [(0, op, "") for _, op, _ in resources._LINE.findall(resources._machine_code(kernel)[0])]
+            found[name] = (resources._width(code, "LDG"), resources._width(code, "STG"))
+    return found
+
+
+def main() -> None:
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    print(
+        json.dumps(
+            {
+                "every other channel of channels_last": marches(
+                    meta(2, 128, 16, 16).to(memory_format=torch.channels_last)[:, ::2]
+                ),
+                "one column": marches(meta(2, 64, 16, 1)),
+                "transposed": marches(meta(2, 64, 16, 16).transpose(2, 3)),
+                "seven columns": marches(meta(2, 64, 16, 7)),
+                "contiguous": marches(meta(2, 64, 16, 16)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A script: compiles calls of unusual form, which the interpreter accepts and the compiler might not.
+
+Triton makes a constant of every integer argument that is 1 and of every None, so sizes of 1 and absent tensors are
+other programs than those that `benchmarks/compiled/resources.py` compiles.
+"""
+
+import dataclasses
+import itertools
+
+import torch
+from torch import Tensor
+from ulsam_fused.kernels.gpu import (
+    backend as launcher,
+)
+from ulsam_fused.kernels.gpu import (
+    norm_backend as norm_launcher,
+)
+from ulsam_fused.kernels.gpu import (
+    norm_backward_backend as norm_backward_launcher,
+)
+from ulsam_fused.kernels.gpu.launching import config as configs
+from ulsam_fused.kernels.gpu.launching.geometry import is_channels_last
+
+from benchmarks.compiled import resources
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def call(x: Tensor, num_splits: int, split: bool, *, biases: bool, maps: bool, dy: Tensor | None) -> None:
+    """Forward and backward, through A and without y's gradient where asked."""
+    n, c, h, w = x.shape
+    p = meta(c, dtype=x.dtype if biases else torch.promote_types(x.dtype, torch.float32))
+    shift, b = (p, meta(num_splits, dtype=p.dtype)) if biases else (None, None)
+    arguments = ((n, c, h, w), num_splits, x.element_size(), is_channels_last(x), 1)
+    forward, backward = (
+        dataclasses.replace(choose(*arguments), split=split, strip_rows=configs.ROWS if split else 0)
+        for choose in (configs.forward_config, configs.backward_config)
+    )
+    _, attention, z, lse = launcher.forward(
+        x, p, shift, p, b, num_splits, biases, not biases, torch.float32, maps, maps, config=forward
+    )
+    da = attention if maps else None
+    lse = meta(n, num_splits, dtype=z.dtype) if lse is None else lse
+    launcher.backward(dy, da, x, p, shift, p, b, z, lse, num_splits, biases, not biases, config=backward)
+
+
+def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, beta: bool, dy: Tensor | None) -> None:
+    """The backward with BatchNorm; where `beta` is false, with parameters of x's type and without act_z."""
+    n, c, h, w = x.shape
+    p = meta(c, dtype=torch.float32 if beta else x.dtype)
+    k = meta(g, dtype=p.dtype)
+    config = configs.backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
+    config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+    z = meta(n, g, h, w)
+    norm_backward_launcher.norm_backward(
+        dy, z if dy is None else None, x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None,
+        k if beta else None, z, meta(n, g), meta(5, c), meta(6, g), g, 1e-5, not beta, beta, config=config,
+    )  # fmt: skip
+
+
+def call_norm_forward(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, beta: bool) -> None:
+    """The forward with BatchNorm; where `beta` is false, with parameters of x's type, no maps and nothing updated."""
+    n, c, h, w = x.shape
+    p = meta(c, dtype=torch.float32 if beta else x.dtype)
+    k = meta(g, dtype=p.dtype)
+    config = configs.norm_forward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
+    config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+    half1, half2 = meta(c, dtype=torch.bfloat16), meta(g, dtype=torch.bfloat16)
+    norm_launcher.norm_forward(
+        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None, g,
+        1e-5, 1e-3, not beta, beta, torch.float32, beta, (half1, half1, p, 0.1) if beta and batch1 else None,
+        (half2, half2, None, 1.0) if beta and batch2 else None, config=config,
+    )  # fmt: skip
+
+
+def call_folded(x: Tensor, g: int, split: bool, *, dw: bool, norm1: bool, beta: bool) -> None:
+    """The forward with both norms folded, or the first absent, or x itself pooled; biases and maps where `beta`."""
+    n, c, h, w = x.shape
+    p, k = meta(c), meta(g)
+    config = configs.forward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
+    config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
+    norm_launcher.folded_forward(
+        x, p if dw else None, p if beta else None, (p, p if beta else None, p, p, 1e-5) if norm1 else None,
+        p, k if beta else None, (k, k if beta else None, k, k, 1e-3), g, beta, not beta, None, beta, config=config,
+    )  # fmt: skip
+
+
+def main() -> None:
+    count = 0
+    with resources.compile_only(90) as compiled:
+        sizes = [(1, 1, 1, 1, 1), (2, 3, 1, 5, 3), (1, 2, 5, 1, 1), (2, 4, 9, 6, 2)]
+        for (n, c, h, w, g), split in itertools.product(sizes, (False, True)):
+            x = meta(n, c, h, w)
+            call(x, g, split, biases=split, maps=not split, dy=x)
+        x = meta(2, 4, 9, 6, dtype=torch.float16)
+        views = {
+            "channels_last": x.to(memory_format=torch.channels_last),
+            "rows not flat": x[:, :, :, 1:],
+            "transposed": x.transpose(2, 3),
+            "one image for all": x[:1].expand(3, -1, -1, -1),
+            "one channel for all": x[:, :1].expand(-1, 4, -1, -1),
+            "int64 offsets": torch.empty_strided((1, 2, 3, 3), (0, 2**31, 3, 1), dtype=torch.float16, device="meta"),
+        }
+        for i, view in enumerate(views.values()):
+            call(
+                view, 2, bool(i % 2), biases=bool(i % 2), maps=True, dy=torch.empty_like(view).mean().expand(view.shape)
+            )
+        call(x, 2, True, biases=True, maps=True, dy=None)
+        call(x, 2, False, biases=False, maps=True, dy=None)
+        call(x, 2, False, biases=True, maps=False, dy=x.to(memory_format=torch.channels_last))
+        call_norm(meta(1, 1, 1, 2), 1, False, batch1=True, batch2=True, beta=True, dy=None)
+        call_norm(x, 2, True, batch1=True, batch2=False, beta=False, dy=x)
+        call_norm(x, 2, True, batch1=False, batch2=True, beta=False, dy=views["channels_last"])
+        both, first, second = ({"batch1": a, "batch2": b} for a, b in ((True, True), (True, False), (False, True)))
+        call_norm_forward(meta(2, 3, 1, 1), 3, False, **both, beta=True)
+        call_norm_forward(meta(1, 1, 1, 2, dtype=torch.float64), 1, True, **both, beta=True)
+        call_norm_forward(views["rows not flat"], 2, False, **first, beta=False)
+        call_norm_forward(views["int64 offsets"], 2, True, **second, beta=False)
+        call_norm_forward(x.to(torch.bfloat16), 4, True, **first, beta=True)
+        call_folded(meta(2, 3, 1, 1), 3, False, dw=True, norm1=True, beta=False)
+        call_folded(x, 2, True, dw=False, norm1=True, beta=True)
+        call_folded(x.double(), 2, False, dw=True, norm1=False, beta=True)
+        count = len(compiled)
+    print(f"{count} launches compiled")
+
+
+if __name__ == "__main__":
+    main()

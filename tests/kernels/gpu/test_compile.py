@@ -1,0 +1,125 @@
+"""Every shipped launch configuration, compiled for real and held to its budget. Needs no GPU."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks.compiled import budgets
+from tests.helpers.processes import ROOT
+
+triton = pytest.importorskip("triton")
+
+
+def run(module: str, *arguments: str, cache: pathlib.Path) -> str:
+    """What a module prints, in a process without the interpreter and with a cache of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_unusual_calls_compile(tmp_path: pathlib.Path) -> None:
+    """Sizes of 1, absent tensors, odd strides: the interpreter accepts code that the compiler refuses."""
+    output = run("tests.kernels.gpu.compile_unusual", cache=tmp_path)
+    assert output.split() == ["76", "launches", "compiled"]
+
+
+def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path) -> None:
+    """Past Triton's binding: the same kernel with the same arguments, whatever differs between calls."""
+    output = run("tests.kernels.gpu.launches_kept", cache=tmp_path)
+    assert output.split() == ["74", "launches", "compared"]
+
+
+def test_promises_of_neighbours_widen_no_access(tmp_path: pathlib.Path) -> None:
+    """Else a march would read what is not there; only whole runs of columns are read at once, in the forward."""
+    widths = json.loads(run("tests.kernels.gpu.access_widths", cache=tmp_path))
+    assert widths.pop("contiguous") == {"logits": [16, 4], "march": [4, 4]}
+    assert len(widths) == 4
+    assert all(found == {"logits": [4, 4], "march": [4, 4]} for found in widths.values()), widths
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
+    """One test, since its compilations are its cost, about 70."""
+    output = tmp_path / "resources.json"
+    printed = run("benchmarks.compiled.resources", "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
+    ranking = printed.split("where to work")[1].splitlines()[1:]
+    shares = [float(line.split()[0]) for line in ranking]
+    assert len(shares) == 8
+    assert shares == sorted(shares, reverse=True)
+    result = json.loads(output.read_text())
+    rows: list[dict[str, Any]] = result["rows"]
+    assert 24 <= result["configurations"] <= 64  # about 160 for three architectures
+    assert len(rows) >= result["configurations"]
+
+    marches = [row for row in rows if row["march"] and row["kernel"] != "moments"]
+    assert len(marches) >= 24
+    assert {row["case"]: found for row in rows if (found := budgets.violations(row))} == {}
+
+    # the second sweep moves 16 bytes per lane where 16 bytes divide every stride
+    sweeps = [row for row in rows if "apply" in row["kernel"] or row["kernel"] == "complete"]
+    aligned = [row for row in sweeps if " 32x28x28 " in row["case"]]
+    assert aligned
+    assert [row for row in aligned if row["load_bytes"] < 16 or row["store_bytes"] < 16] == []
+
+    # the maximum keeps NaN, which no value test on a CPU can see; in float64 it is compared and selected
+    keeping = [row for row in marches if "float64" not in row["case"]]
+    assert keeping
+    assert [row for row in keeping if not row["nan_maximum"]] == []
+
+
+def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
+    """The times are not judged."""
+    lines = run("benchmarks.compiled.host_time", "--sms", "1", "--rounds", "1", cache=tmp_path).splitlines()
+    rows = {line[:42].strip(): [float(word) for word in line[42:].split()] for line in lines[2:6]}
+    assert {name: row[0] for name, row in rows.items()} == {
+        "paper's form, training step": 2,
+        "authors' form, training step": 6,
+        "paper's form, no gradient": 1,
+        "authors' form in eval mode, no gradient": 1,
+    }
+    for _, whole, bound, triton_alone, over in rows.values():
+        assert min(whole, bound, triton_alone) > 0
+        assert over == pytest.approx(whole - triton_alone, abs=0.11)
+
+
+def test_functions_in_front_of_a_launch(tmp_path: pathlib.Path) -> None:
+    """What host time is made of, by count: 38 and 50 functions of Python with Triton 3.7.1 and torch 2.13."""
+    output = run(pathlib.Path(__file__).with_name("host_calls.py"), cache=tmp_path)
+    found: dict[str, dict[str, int]] = json.loads(output)
+    assert [row["launches"] for row in found.values()] == [1, 1, 2, 2]
+    kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))
+    for name, python, other in (("paper 8", 42, 26), ("authors 8", 54, 50)):
+        assert found[name]["python"] <= python + 20 * (not kept), name
+        assert found[name]["other"] <= other + 60 * (not kept), name
+
+
+def test_shares_of_the_floor() -> None:
+    row = {"case": "norm_backward float16 nchw 32x7x7 both", "kernel": "march", "march": 94.0}
+    assert budgets.over_floor(row) == 2.0
+    assert budgets.over_floor(row | {"case": "folded float32 nchw 32x7x7 general", "march": 31.0}) == 0.5
+    for unknown in ({"march": 0.0}, {"kernel": "moments"}, {"case": "forward float64 nchw 32x7x7 paper"}):
+        assert budgets.over_floor(row | unknown) is None
+
+
+def test_budgets_notice_each_excess() -> None:
+    row = {
+        "case": "forward float16 nchw 32x7x7 paper",
+        "spills": 0,
+        "stack": 0,
+        "warps_per_sm": 12,
+        "march": 9.0,
+        "sweep": 4.0,
+        "barriers": 0,
+    }
+    assert budgets.violations(row) == []
+    for excess in ({"spills": 1}, {"stack": 8}, {"warps_per_sm": 4}, {"march": 99.0}, {"sweep": 99.0}, {"barriers": 9}):
+        assert len(budgets.violations(row | excess)) == 1

@@ -1,0 +1,127 @@
+"""What the kernels touch, keep and launch. Triton checks no bounds: every buffer here lies between guards.
+
+Inputs are surrounded by NaN, which a stray read carries into the results. Outputs and scratch are filled with NaN,
+which an element that was not written keeps, and are surrounded by a pattern of bits that a stray write breaks.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from ulsam_fused.kernels.gpu.launching.config import LaunchConfig
+
+import ulsam_fused as uf
+from tests.helpers.golden import GRADIENTS, Case, check, make_case, run_backward, run_forward, run_public, saved
+from tests.helpers.guards import Guards, guard_allocations
+from tests.helpers.launches import count_launches, slab, split
+
+launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
+
+ODD = (2, 6, 9, 5)  # no block divides anything
+EVEN = (1, 8, 8, 8)  # every block divides everything
+THIN = (1, 4, 5, 1)  # every neighbour in a row is beyond a border
+CONFIGS = pytest.mark.parametrize(
+    ("shape", "config"),
+    [(ODD, slab()), (ODD, split(block_p=8)), (EVEN, slab(block_c=4)), (EVEN, split(block_c=4)), (THIN, slab())],
+    ids=["odd-slab", "odd-split", "even-slab", "even-split", "thin-slab"],
+)
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> Guards:
+    """Every allocation of the launcher goes through these guards."""
+    return guard_allocations(monkeypatch)
+
+
+def guarded_inputs(case: Case, guards: Guards) -> None:
+    for name in ("x", "scale", "shift", "v", "b", "dy", "d_attention"):
+        setattr(case, name, guards.constant(getattr(case, name)))
+
+
+@CONFIGS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_forward_stays_inside_its_tensors(
+    shape: tuple[int, int, int, int], config: LaunchConfig, dtype: torch.dtype, guards: Guards, device: str
+) -> None:
+    case = make_case(shape, 2, dtype, device, channels_last=dtype == torch.float16)
+    guarded_inputs(case, guards)
+    y, A, z, lse = launcher.forward(*case.tensors(), 2, False, False, torch.float32, True, config=config)
+    assert guards.stand()
+    assert not any(t.isnan().any() for t in (y, A, z, lse))
+
+
+@CONFIGS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_backward_stays_inside_its_tensors(
+    shape: tuple[int, int, int, int], config: LaunchConfig, dtype: torch.dtype, guards: Guards, device: str
+) -> None:
+    case = make_case(shape, 2, dtype, device, channels_last=dtype == torch.float16, relu_u=True, relu_z=True)
+    z, lse = saved(case)
+    guarded_inputs(case, guards)
+    gradients = launcher.backward(
+        case.dy, case.d_attention, *case.tensors(), guards.constant(z), guards.constant(lse), 2, True, True,
+        config=config,
+    )  # fmt: skip
+    assert guards.stand()
+    assert not any(t.isnan().any() for t in gradients)
+
+
+def test_the_guards_see_a_stray_write_and_an_unwritten_element(guards: Guards) -> None:
+    t = torch.empty(3)
+    assert t.isnan().all()
+    assert guards.stand()
+    t.as_strided((1,), (1,), t.storage_offset() + 3).zero_()
+    assert not guards.stand()
+
+
+@CONFIGS
+def test_two_runs_agree_bit_by_bit(shape: tuple[int, int, int, int], config: LaunchConfig, device: str) -> None:
+    case = make_case(shape, 2, torch.float32, device, relu_u=True, relu_z=True)
+    first, second = (
+        (*launcher.forward(*case.tensors(), 2, True, True, None, True, config=config), run_backward(
+            launcher, case, *saved(case), config=config
+        ))
+        for _ in range(2)
+    )  # fmt: skip
+    for a, b in zip(first[:4], second[:4], strict=True):
+        assert torch.equal(a, b)
+    for name in GRADIENTS:
+        assert torch.equal(getattr(first[4], name), getattr(second[4], name)), name
+
+
+@pytest.mark.parametrize(("config", "launches"), [(slab(), 1), (split(), 2)], ids=["slab", "split"])
+def test_launches(config: LaunchConfig, launches: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case((1, 2, 8, 3), 1, device=device)
+    counts = count_launches(monkeypatch)
+    run_forward(launcher, case, config=config)
+    run_backward(launcher, case, *saved(case), config=config)
+    assert counts == {"forward_kernel": launches, "backward_kernel": launches}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_saved_for_backward(backend: str, dtype: torch.dtype, device: str) -> None:
+    """x and the parameters themselves, and at most 8 bytes per pixel and subspace."""
+    case = make_case((2, 4, 3, 5), 2, dtype, device)
+    leaves = [t.requires_grad_() for t in case.tensors()]
+    given = {t.untyped_storage().data_ptr() for t in leaves}
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    x, scale, shift, v, b = leaves
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        uf.subspace_attention(x, scale, v, 2, shift, b, return_attention=True, backend=backend)
+    assert 0 < sum(kept.values()) <= 8 * 2 * 2 * 3 * 5
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_inputs_are_not_changed(backend: str, device: str) -> None:
+    case = make_case((1, 4, 3, 5), 2, torch.float32, device, relu_u=True, relu_z=True)
+    before = [t.clone() for t in (*case.tensors(), case.dy, case.d_attention)]
+    check(case, run_public(case, backend))
+    for t, was in zip((*case.tensors(), case.dy, case.d_attention), before, strict=True):
+        assert torch.equal(t, was)

@@ -1,0 +1,150 @@
+"""Types of the authors' form: autocast, half parameters, float32 parameters beside a half input, gradient scaling."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ulsam_fused as uf
+from tests.helpers.authors import joined, pair, step
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def losses(module: nn.Module, x: Tensor, dy: Tensor, golden: dict[str, Tensor]) -> dict[str, float]:
+    """The relative error of every gradient and of y - x."""
+    y, dx = step(module, x, dy)
+    found = {"y - x": y.double() - x.double(), "dx - dy": dx.double() - dy.double()}
+    for name in golden:
+        if name not in found:
+            flat = isinstance(module, uf.ULSAM)
+            gradient = module.get_parameter(name).grad if flat else joined(module, name, gradient=True)
+            assert gradient is not None
+            found[name] = gradient.double()
+    return {name: ((found[name] - t).norm() / t.norm()).item() for name, t in golden.items()}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("half_parameters", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_against_float64(dtype: torch.dtype, half_parameters: bool, training: bool, backend: str, device: str) -> None:
+    """Half x: errors at most twice those of the authors' module in the same type, plus its epsilon."""
+    theirs, ours = pair(4, 2, device=device)
+    theirs.to(dtype).double()
+    ours.load_state_dict(theirs.state_dict())
+    for module in (theirs, ours):
+        module.train(training)
+    x, dy = (torch.randn(3, 4, 4, 5, device=device).to(dtype) for _ in range(2))
+    eager = uf.reference.ULSAM(4, 2, eps=0.1).to(device)
+    eager.load_state_dict(theirs.state_dict())
+    names = [name for name, _ in ours.named_parameters() if name not in ("dw_bias", "pw_bias", "dw_weight")]
+    y, dx = step(theirs, x.double(), dy.double())
+    golden = {"y - x": y - x, "dx - dy": dx - dy}
+    for name in names:
+        gradient = joined(theirs, name, gradient=True)
+        assert gradient is not None
+        golden[name] = gradient
+    eager.to(dtype).train(training)
+    ruler = losses(eager, x, dy, golden)
+    layer = uf.upstream.ULSAM(4, num_splits=2, eps=0.1, backend=backend, device=device)
+    layer.load_state_dict(theirs.state_dict())
+    layer.to(dtype if half_parameters else torch.float32).train(training)
+    found = losses(layer, x, dy, golden)
+    assert layer(x).dtype == dtype
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in layer.parameters())
+    budgets = {name: 2 * ruler[name] + 4 * torch.finfo(dtype).eps for name in found}
+    assert {name: error for name, error in found.items() if not error <= budgets[name]} == {}, budgets
+
+
+def test_half_input_without_autocast_computes_where_theirs_raises() -> None:
+    x = torch.randn(2, 4, 3, 3).half()
+    with pytest.raises(RuntimeError):
+        uf.reference.ULSAM(4, 2)(x)
+    assert uf.upstream.ULSAM(4, num_splits=2)(x).dtype == torch.float16
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_cpu_autocast_gives_their_type(x_dtype: torch.dtype, training: bool) -> None:
+    theirs, ours = uf.reference.ULSAM(4, 2).train(training), uf.upstream.ULSAM(4, num_splits=2).train(training)
+    x = torch.randn(2, 4, 3, 3, dtype=x_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == theirs(x).dtype == x_dtype
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.float16, torch.float64])
+def test_cuda_autocast_gives_their_type(x_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 even for half x, the type of their softmax; our own layer keeps x's type."""
+    if torch.cuda.is_available():
+        theirs = uf.reference.ULSAM(4, 2).cuda().eval()
+        device, mode = "cuda", contextlib.nullcontext()
+    else:
+        theirs, device, mode = None, "cuda", torch._subclasses.FakeTensorMode()
+        monkeypatch.setattr(nn.init, "uniform_", lambda t, *_: t)  # a CPU build cannot even pretend to draw there
+    expected = torch.float64 if x_dtype == torch.float64 else torch.float32
+    with mode, torch.no_grad():
+        parameter_dtype = torch.promote_types(x_dtype, torch.float32)
+        ours = uf.upstream.ULSAM(4, num_splits=2, device=device, dtype=parameter_dtype).eval()
+        flat = uf.ULSAM(4, 2, bias=True, norm="batch", activation="relu", device=device, dtype=parameter_dtype).eval()
+        x = torch.ones(2, 4, 3, 3, device=device, dtype=x_dtype)
+        assert ours(x).dtype == x_dtype
+        was = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert ours(x).dtype == expected
+            assert flat(x).dtype == x_dtype
+            if theirs is not None:
+                assert theirs.to(parameter_dtype)(x).dtype == expected
+        finally:
+            torch.set_autocast_enabled("cuda", was)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_gradient_scaler_trains(dtype: torch.dtype, device: str) -> None:
+    """Loss falls, and a step whose gradients overflow is left out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), uf.upstream.ULSAM(8, num_splits=2, backend="torch"), nn.Flatten())
+    model.append(nn.LazyLinear(4)).to(device)
+    x, label = torch.randn(8, 3, 8, 8, device=device), torch.arange(8, device=device) % 4
+    model(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**14)
+    values = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        with torch.autocast(device, dtype):
+            loss = nn.functional.cross_entropy(model(x).float(), label)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        values.append(loss.item())
+    assert values[-1] < values[0] / 2
+    before = model[1].dw_weight.detach().clone()
+    with torch.autocast(device, dtype):
+        loss = nn.functional.cross_entropy(model(x).float(), label) * torch.inf
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    assert torch.equal(model[1].dw_weight, before)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_norms_kept_in_float32_beside_half_convolutions(dtype: torch.dtype) -> None:
+    """The layout of master-weight recipes."""
+    layer = uf.upstream.ULSAM(4, num_splits=2).to(dtype)
+    layer.dw_norm.float()
+    layer.pw_norm.float()
+    x = torch.randn(3, 4, 4, 4).to(dtype)
+    layer(x).sum().backward()
+    assert layer.dw_norm.weight.grad.dtype == torch.float32
+    assert layer.dw_weight.grad.dtype == dtype
+    with pytest.raises(TypeError, match=r"dw_norm.weight must be torch.float32"):
+        uf.upstream.ULSAM(4, num_splits=2).dw_norm.to(dtype) and _mixed(dtype)
+
+
+def _mixed(dtype: torch.dtype) -> Tensor:
+    layer = uf.upstream.ULSAM(4, num_splits=2)
+    layer.dw_norm.to(dtype)
+    y: Tensor = layer(torch.randn(2, 4, 3, 3))
+    return y

@@ -1,0 +1,216 @@
+"""What compilers, export and dispatch modes see of the operator: schemas, fakes, one graph for all map sizes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+import ulsam_fused as uf
+from ulsam_fused.ops import autograd
+
+BACKENDS = ["torch", "triton"]
+pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.compile up
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def parameters(device: str, channels: int = 4, num_splits: int = 2) -> list[Tensor]:
+    """scale, shift, v, b."""
+    sizes = (channels, channels, channels, num_splits)
+    return [torch.randn(size, device=device, requires_grad=True) for size in sizes]
+
+
+def call(x: Tensor, scale: Tensor, shift: Tensor, v: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return uf.subspace_attention(x, scale, v, 2, shift, b, activation="relu", return_attention=True, backend=backend)
+
+
+def gradients(function: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
+    """Values and gradients, through y and A with weights that tell pixels apart."""
+    y, attention = function(*inputs)
+    weights = torch.linspace(-1, 1, attention.numel(), device=attention.device).view_as(attention)
+    loss = (y * y).sum() + (attention * weights).sum()
+    return [y.detach(), attention.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def test_opcheck(device: str, backend: str) -> None:
+    x = torch.randn(2, 4, 5, 6, device=device)
+    scale, shift, v, b = (p.detach() for p in parameters(device))
+    for s, t in ((shift, b), (None, None)):
+        forward = (x, scale, s, v, t, 2, True, True, None, True, True, backend)
+        torch.library.opcheck(torch.ops.ulsam_fused.forward.default, forward)
+        y, attention, z, lse = torch.ops.ulsam_fused.forward(*forward)
+        for dy, da in ((y, None), (None, attention)):
+            backward = (dy, da, x, scale, s, v, t, z, lse, 2, True, True, backend)
+            torch.library.opcheck(torch.ops.ulsam_fused.backward.default, backward)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x,
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :, ::2],
+        lambda x: x[:1].expand(3, -1, -1, -1),
+    ],
+    ids=["nchw", "channels_last", "transposed", "strided", "expanded"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("need", [(True, True), (False, False)], ids=["all", "y"])
+def test_fakes_promise_what_comes(
+    device: str, backend: str, make: Any, dtype: torch.dtype, need: tuple[bool, bool]
+) -> None:
+    x = make(torch.randn(2, 4, 5, 3, device=device, dtype=dtype))
+    scale, shift, v, b = (p.detach() for p in parameters(device))
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        x, scale, shift, v, b = tensors
+        outputs = torch.ops.ulsam_fused.forward(x, scale, shift, v, b, 2, True, False, torch.float32, *need, backend)
+        y, attention, z, lse = outputs
+        if not need[1]:
+            return list(outputs)
+        gradients = torch.ops.ulsam_fused.backward(y, attention, x, scale, shift, v, b, z, lse, 2, True, False, backend)
+        return [*outputs, *gradients]
+
+    real = run(x, scale, shift, v, b)
+    with FakeTensorMode() as mode:
+        fake = run(*(mode.from_tensor(t) for t in (x, scale, shift, v, b)))
+    assert len(real) == len(fake) == (9 if need[1] else 4)
+    for ours, promised in zip(real, fake, strict=True):
+        assert ours.shape == promised.shape
+        assert ours.stride() == promised.stride()
+        assert ours.dtype == promised.dtype
+        assert ours.device == promised.device
+
+
+def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None:
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counting(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    scale_etc = parameters(device)
+    counted = torch.compile(call, fullgraph=True, dynamic=True, backend=counting)
+    compiled = torch.compile(call, fullgraph=True, dynamic=True)
+    for h, w in ((5, 6), (7, 7), (9, 4)):
+        inputs = [torch.randn(2, 4, h, w, device=device, requires_grad=True), *scale_etc]
+        counted(*inputs, backend)
+        eager = gradients(lambda *t: call(*t, backend), inputs)
+        for ours, expected in zip(gradients(lambda *t: compiled(*t, backend), inputs), eager, strict=True):
+            assert torch.equal(ours, expected)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_dynamic_shapes(device: str, backend: str, strict: bool) -> None:
+    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+    dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    program = torch.export.export(
+        layer, (torch.randn(2, 4, 5, 6, device=device),), dynamic_shapes={"x": dims}, strict=strict
+    )
+    assert "ulsam_fused.forward" in str(program.graph_module.print_readable(print_output=False))
+    x = torch.randn(3, 4, 6, 4, device=device)
+    assert torch.equal(program.module()(x), layer(x))
+
+
+def test_functional_transforms(device: str, backend: str) -> None:
+    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
+    x = torch.randn(3, 2, 4, 4, 3, device=device, dtype=torch.double)
+    mapped = torch.func.vmap(layer)(x)
+    for ours, one in zip(mapped, x, strict=True):
+        torch.testing.assert_close(ours - one, layer(one) - one)
+    gradient = torch.func.grad(lambda t: layer(t).square().sum())(x[0])
+    leaf = x[0].clone().requires_grad_()
+    layer(leaf).square().sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+
+
+def test_meta_and_fake_tensors_of_a_gpu() -> None:
+    layer = uf.ULSAM(4, 2, device="meta")
+    assert layer(torch.empty(2, 4, 5, 5, device="meta")).is_meta
+    with FakeTensorMode():
+        weights = (torch.empty(4, device="cuda"), torch.empty(4, device="cuda"))
+        y = uf.subspace_attention(torch.empty(2, 4, 5, 5, device="cuda"), *weights, 2)
+    assert y.device.type == "cuda"
+
+
+def test_checkpointing_and_deepcopy(device: str, backend: str) -> None:
+    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(2, 4, 5, 4, device=device, requires_grad=True)
+    plain = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    again = torch.autograd.grad(checkpoint(twin, x, use_reentrant=False).square().sum(), [x, *twin.parameters()])
+    for ours, expected in zip(again, plain, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_second_derivative_through_a_checkpoint(device: str, backend: str) -> None:
+    """What is checkpointed may be looked at once."""
+    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
+    x = torch.randn(1, 4, 3, 3, device=device, dtype=torch.double, requires_grad=True)
+
+    def penalty(y: Tensor) -> Tensor:
+        (dx,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    torch.testing.assert_close(penalty(checkpoint(layer, x, use_reentrant=False)), penalty(layer(x)))
+
+
+def test_no_function_without_gradient(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("the autograd.Function was called")
+
+    monkeypatch.setattr(autograd.SubspaceAttention, "apply", fail)
+    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+    x = torch.randn(1, 4, 3, 3, device=device)
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+    layer.requires_grad_(False)
+    assert not layer(x).requires_grad
+    with pytest.raises(AssertionError, match="was called"):
+        layer(x.requires_grad_())
+
+
+def test_plain_eager_calls_skip_the_dispatcher(device: str, backend: str) -> None:
+    layer, x = uf.ULSAM(4, 2, backend=backend).to(device), torch.randn(1, 4, 3, 3, device=device)
+    w, v = layer.dw_weight, layer.pw_weight
+    rest = (None, v, None, 2, False, False, None, False, False, backend)
+    seen = []
+    for call in (lambda: layer(x), lambda: torch.ops.ulsam_fused.forward(x, w, *rest)):
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            call()
+        seen.append("ulsam_fused::forward" in {event.name for event in profile.events()})
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+def test_only_the_gradients_asked_for(device: str, backend: str, needed: tuple[bool, bool]) -> None:
+    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+    layer.requires_grad_(needed[1])
+    x = torch.randn(2, 4, 3, 4, device=device, requires_grad=needed[0])
+    layer(x).square().sum().backward()
+    assert (x.grad is not None) == needed[0]
+    assert all((p.grad is not None) == needed[1] for p in layer.parameters())
+
+
+def test_second_derivative_through_part_of_the_inputs(device: str, backend: str) -> None:
+    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
+    x = torch.randn(1, 4, 3, 3, device=device, dtype=torch.double, requires_grad=True)
+
+    def penalty(backend: str) -> tuple[Tensor, ...]:
+        layer.backend = backend
+        (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), [x, layer.dw_weight])
+
+    for ours, expected in zip(penalty(backend), penalty("reference"), strict=True):
+        torch.testing.assert_close(ours, expected)

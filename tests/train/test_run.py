@@ -1,0 +1,265 @@
+"""The training command from its options to its files; what it resumes is what it would have been, bit for bit."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ulsam_fused as uf
+from tests.helpers.processes import ROOT
+from tests.helpers.train_folders import SMALL, imagefolder
+from ulsam_fused.train import dataset, loop, processes, recipe
+from ulsam_fused.train import dataset_folders as layouts
+from ulsam_fused.train.__main__ import main
+
+SCRIPT = str(ROOT / "tests" / "helpers" / "train_script.py")
+ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return imagefolder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in this process: SIGTERM stays as it is."""
+    monkeypatch.setattr(processes.Stop, "listen", lambda self: None)
+
+
+def _options(data: Path, output: Path, *more: str) -> list[str]:
+    return ["--data", str(data), "--output", str(output), *SMALL, "--epochs", "2", "--ema", "0.9", *more]
+
+
+def _script(when: str, arguments: list[str], *launcher: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, *launcher, SCRIPT, when, *arguments], env={**os.environ, **ENV}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def _same(a: Any, b: Any, where: str = "") -> None:
+    """Of the same structure and the same bits."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            _same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            _same(*pair, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def _same_training(a: Path, b: Path) -> None:
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (a, b)]
+    for state in states:
+        del state["options"]  # paths
+    _same(*states)
+    rows = [list(csv.DictReader((folder / "log.csv").open())) for folder in (a, b)]
+    for row in rows[0] + rows[1]:
+        del row["seconds"]
+    assert rows[0] == rows[1]
+
+
+def test_a_training_leaves_checkpoints_logs_and_scores(
+    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(_options(data, output)) == 0
+    printed = capsys.readouterr().out
+    assert "reader: pillow" in printed
+    assert "ULSAM after layer 14 (g=4)" in printed
+    assert "2 epochs of 5 steps of 4 images" in printed
+    assert "epoch 1 val: loss" in printed
+    assert "of 10 images" in printed
+    rows = list(csv.DictReader((output / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(row["val_top5"] == "100.000" and row["ema_top1"] for row in rows)
+    names = {"last.pt", "previous.pt", "best.pt", "log.csv"}
+    assert {path.name for path in output.iterdir()} == names
+    best = torch.load(output / "best.pt", weights_only=True)
+    assert "features.13.ulsam.dw_weight" in best["model"]
+    assert best["top1"] == max(float(row["ema_top1"]) for row in rows)
+    assert main(_options(data, output)) == 0  # nothing is left to do
+    assert len(list(csv.DictReader((output / "log.csv").open()))) == 2
+
+
+def test_each_step_has_its_learning_rate(
+    data: Path, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    set_rate = recipe.set_rate
+
+    def record(optimizer: torch.optim.Optimizer, rate: float) -> None:
+        set_rate(optimizer, rate)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(recipe, "set_rate", record)
+    assert main(_options(data, tmp_path)) == 0
+    assert rates == pytest.approx([0.025 * (1 + math.cos(math.pi * step / 10)) for step in range(10)])
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("straight") / "out"
+    code, printed = _script("never", _options(data, output))
+    assert code == 0, printed
+    return output
+
+
+@pytest.mark.parametrize(
+    ("when", "workers", "saved"),
+    [("0:0:1", "2", (0, 2)), ("0:1:4", "0", (1, 5)), ("0:test", "0", (0, 5))],
+)
+def test_stopped_by_sigterm_and_resumed_it_is_the_same_bit_for_bit(
+    data: Path, tmp_path: Path, straight: Path, when: str, workers: str, saved: tuple[int, int]
+) -> None:
+    output = tmp_path / "out"
+    code, printed = _script(when, _options(data, output, "--workers", workers))
+    assert code == 143, printed
+    assert "stopped by SIGTERM, saved at epoch {}, step {}".format(*saved) in printed
+    content = torch.load(output / "last.pt", weights_only=True)
+    assert (content["epoch"], content["step"]) == saved
+    code, printed = _script("never", _options(data, output))
+    assert code == 0, printed
+    assert "resumed from" in printed
+    _same_training(output, straight)
+
+
+def test_another_seed_is_another_training(data: Path, tmp_path: Path, straight: Path, here: None) -> None:
+    assert main(_options(data, tmp_path / "out", "--seed", "1", "--epochs", "2")) == 0
+    with pytest.raises(AssertionError):
+        _same_training(tmp_path / "out", straight)
+
+
+def test_a_truncated_checkpoint_is_told_and_the_previous_one_used(
+    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(_options(data, output)) == 0
+    expected = torch.load(output / "last.pt", weights_only=True)
+    (output / "last.pt").write_bytes((output / "last.pt").read_bytes()[:-1000])
+    capsys.readouterr()
+    assert main(_options(data, output)) == 0
+    printed = capsys.readouterr().out
+    assert "last.pt: truncated, damaged or no checkpoint" in printed
+    assert f"resumed from {output / 'previous.pt'}: epoch 1, step 0" in printed
+    _same(torch.load(output / "last.pt", weights_only=True), expected)
+    assert len(list(csv.DictReader((output / "log.csv").open()))) == 2
+
+
+def test_broken_images_are_named_and_too_many_end_the_training(
+    tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = imagefolder(tmp_path / "data", val=2)
+    (data / "train/a/3.jpg").write_bytes(b"torn")
+    arguments = _options(data, tmp_path / "out", "--epochs", "1")
+    assert main(arguments) == 2
+    assert "1 of 20 images for train are missing or broken" in capsys.readouterr().err
+    assert main([*arguments, "--max-broken", "0.05"]) == 0
+    assert "1 images missing or broken, left out and named in" in capsys.readouterr().out
+    assert "a/3.jpg: UnidentifiedImageError" in (tmp_path / "out/broken.txt").read_text()
+    (row,) = csv.DictReader((tmp_path / "out/log.csv").open())
+    assert row["broken"] == "1"
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_and_the_other_options_train(data: Path, tmp_path: Path, here: None, amp: str) -> None:
+    more = ["--amp", amp, "--limit-steps", "2", "--no-norm-decay", "--label-smoothing", "0.1",
+            "--attention", "upstream", "--optimizer", "rmsprop", "--lr", "0.001", "--sync-bn",
+            "--no-channels-last"]  # fmt: skip
+    assert main(_options(data, tmp_path, *more)) == 0
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert bool(content["scaler"]) == (amp == "float16")
+    assert content["model"]["features.0.1.num_batches_tracked"] == 4
+
+
+def test_tensorboard_gets_the_scores(data: Path, tmp_path: Path, here: None) -> None:
+    pytest.importorskip("tensorboard")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    arguments = [word for word in _options(data, tmp_path, "--epochs", "1") if word != "--no-tensorboard"]
+    assert main(arguments) == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"step/loss", "loss/train", "top1/val", "top5/ema", "lr"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("step/loss")) == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch-size", "64"], "20 training images do not fill one batch of 64"),
+        (["--resume", "absent.pt"], "absent.pt: no such file"),
+        (["--insert", "3=7"], "insert, layer 3"),
+        (["--lr", "inf"], "must be from 0"),
+    ],
+)
+def test_errors_are_one_line(
+    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(_options(data, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_with_a_training_is_not_overwritten(
+    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _options(data, tmp_path, "--epochs", "1", "--limit-steps", "1")
+    assert main(arguments) == 0
+    assert main([*arguments, "--resume", "none"]) == 2
+    assert "already holds a training" in capsys.readouterr().err
+    assert main([*arguments, "--lr", "0.5"]) == 2
+    assert "lr was 0.05 and is 0.5 here" in capsys.readouterr().err
+    assert main([*arguments, "--resume", str(tmp_path / "last.pt")]) == 0
+
+
+def test_two_processes_by_torchrun(data: Path, tmp_path: Path) -> None:
+    """SIGTERM that comes to one of them stops both at one step; resumed, they end as they would have."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    more = ["--batch-size", "2", "--epochs", "1"]
+    outputs = [tmp_path / "straight", tmp_path / "stopped"]
+    code, printed = _script("never", _options(data, outputs[0], *more), *launcher)
+    assert code == 0, printed
+    assert "2 process(es)" in printed
+    assert "1 epochs of 5 steps of 4 images" in printed
+    assert "epoch 0 val: loss" in printed
+    assert printed.count("of 10 images") == 2  # val and ema, each image once
+    assert printed.count("epoch 0 step 3/5") == 1
+    code, printed = _script("1:0:1", _options(data, outputs[1], *more), *launcher)
+    assert code != 0
+    assert "stopped by SIGTERM, saved at epoch 0, step 3" in printed
+    code, printed = _script("never", _options(data, outputs[1], *more), *launcher)
+    assert code == 0, printed
+    assert "epoch 0, step 3" in printed
+    states = [torch.load(output / "last.pt", weights_only=True) for output in outputs]
+    for name in ("model", "optimizer", "average", "best"):
+        _same(states[0][name], states[1][name], name)
+    (row,) = csv.DictReader((outputs[0] / "log.csv").open())
+    assert float(row["val_loss"]) == pytest.approx(_loss(data, states[0]["model"]), abs=1e-4)
+
+
+def _loss(data: Path, state: dict[str, torch.Tensor]) -> float:
+    """Of saved weights over the test images, in one process."""
+    model = uf.models.mobilenet_v2(0.1, insert={14: 4}, num_classes=2)
+    model.load_state_dict(state)
+    images = layouts.read("imagefolder", data).val
+    views = dataset.Views(images, "pillow", 32, 36, 0, training=False)
+    x = torch.stack([views[(0, number)][0] for number in range(len(images))]) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loop.MEAN, loop.STD))
+    with torch.no_grad():
+        return float(F.cross_entropy(model.eval()((x - mean) / std), torch.tensor(images.labels)))

@@ -1,0 +1,185 @@
+"""ULSAM with weights shared by all subspaces, fused, and the same as ordinary layers.
+
+Public copies of the authors' code have it so: one depthwise convolution, one pointwise convolution and two BatchNorms
+see one subspace after the other. In training mode each subspace is normalised with its own statistics, and the running
+ones are blended num_splits times per call.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import backends
+from ..distributed import SharesBatch, group_of
+from ..ops import checks
+from ..ops.norm_attention import authors_dtype, norm_attention
+
+NAMES = ("dws_conv", "dws_bn", "point_conv", "point_bn")
+"""The layers' names in the copies that are known."""
+
+
+class _Shared(nn.Module):
+    """The four layers under their names."""
+
+    def __init__(
+        self,
+        layers: tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d],
+        num_splits: int,
+        *,
+        names: tuple[str, str, str, str] = NAMES,
+        activation: str | None = "relu",
+        legacy_maxpool_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = layers[0].in_channels * num_splits
+        self.num_splits = checks.check_num_splits(num_splits, self.channels, "channels")
+        checks.check_activation(activation)
+        self.activation = activation
+        self.legacy_maxpool_input = legacy_maxpool_input
+        self.names = names
+        for name, layer in zip(names, layers, strict=True):
+            self.add_module(name, layer)
+
+    @property
+    def layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d]:
+        """Depthwise convolution and its norm, pointwise convolution and its norm."""
+        dw, dw_norm, pw, pw_norm = (getattr(self, name) for name in self.names)
+        return dw, dw_norm, pw, pw_norm
+
+    def extra_repr(self) -> str:
+        legacy = ", legacy_maxpool_input=True" if self.legacy_maxpool_input else ""
+        return f"{self.channels}, num_splits={self.num_splits}, activation={self.activation!r}{legacy}"
+
+
+class SharedULSAM(SharesBatch, _Shared):
+    """The fused operator with one subspace's weights for all subspaces.
+
+    The layers given are its children and hold parameters, statistics and mode; they are never called. So a state dict
+    has their names and shapes, those of the code it stands for.
+
+    Under CUDA autocast the output is float32, as that of ordinary layers, else it has x's type.
+
+    Args:
+        layers: Conv2d(G, G, 1, groups=G), BatchNorm2d(G), Conv2d(G, 1, 1) and BatchNorm2d(1), with or without biases.
+        num_splits: number of subspaces, g.
+        names: of the layers here.
+        activation: None, or "relu" after both norms.
+        legacy_maxpool_input: pool x itself, as the authors' code did before October 2020.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Shape:
+        x [N, g * G, H, W] -> y [N, g * G, H, W], with the memory format of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument; in training mode also a batch of one value per channel.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d],
+        num_splits: int,
+        *,
+        names: tuple[str, str, str, str] = NAMES,
+        activation: str | None = "relu",
+        legacy_maxpool_input: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            layers, num_splits, names=names, activation=activation, legacy_maxpool_input=legacy_maxpool_input
+        )
+        self.backend = backends.check_backend(backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [N, g * G, H, W]."""
+        return self._attention(x, update=True, out_dtype=authors_dtype(x))[0]
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The attention maps A [N, g, H, W], float32 (float64 for float64 x); differentiable.
+
+        In training mode they are those of the batch's statistics; running statistics are not updated.
+        """
+        _, attention = self._attention(x, update=False, need_attention=True)
+        assert attention is not None
+        return attention
+
+    def _attention(self, x: Tensor, *, update: bool, **options: Any) -> tuple[Tensor, Tensor | None]:
+        dw, dw_norm, pw, pw_norm = self.layers
+        g = self.num_splits
+        group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
+        repeated = tuple(_repeated(norm, g, update) for norm in (dw_norm, pw_norm))
+        y, attention = norm_attention(
+            x, _flat(dw.weight, g), _flat(dw.bias, g), cast(nn.BatchNorm2d, repeated[0]),
+            _flat(pw.weight, g), _flat(pw.bias, g), cast(nn.BatchNorm2d, repeated[1]), g,
+            relu=self.activation is not None, pool_input=self.legacy_maxpool_input, backend=self.backend, group=group,
+            **options,
+        )  # fmt: skip
+        for norm, batch in zip((dw_norm, pw_norm), repeated, strict=True):
+            if batch.momentum is not None:
+                _blend(norm, batch, g)
+        return y, attention
+
+
+class PlainSharedULSAM(_Shared):
+    """`SharedULSAM` as ordinary layers, one subspace after the other; the first three arguments are the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self._subspace(chunk) for chunk in torch.chunk(x, self.num_splits, dim=1)], dim=1)
+
+    def _subspace(self, x: Tensor) -> Tensor:
+        dw, dw_norm, pw, pw_norm = self.layers
+        u = self._activate(dw_norm(dw(x)))
+        m = F.max_pool2d(x if self.legacy_maxpool_input else u, kernel_size=3, stride=1, padding=1)
+        z = self._activate(pw_norm(pw(m)))
+        return x + x * z.flatten(2).softmax(dim=2).view_as(z)
+
+    def _activate(self, t: Tensor) -> Tensor:
+        return t if self.activation is None else F.relu(t)
+
+
+class _Repeated(NamedTuple):
+    """What `norm_attention` reads of a norm, for all subspaces; momentum 1 leaves this batch's statistics in it."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    eps: float
+    momentum: float | None  # None: nothing is written
+    track_running_stats: bool
+    num_batches_tracked: None = None
+
+
+def _repeated(norm: nn.BatchNorm2d, g: int, update: bool) -> _Repeated:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is not None and var is not None:
+        mean, var = mean.repeat(g), var.repeat(g)
+    updates = update and norm.training and norm.track_running_stats and mean is not None
+    weight, bias, momentum = norm.weight.repeat(g), norm.bias.repeat(g), 1.0 if updates else None
+    return _Repeated(weight, bias, mean, var, norm.training, norm.eps, momentum, updates)
+
+
+def _blend(norm: nn.BatchNorm2d, batch: _Repeated, g: int) -> None:
+    """The subspaces' statistics into the norm's running ones, as calling it on one after the other does.
+
+    After an empty batch they are still the norm's own.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert batch.running_mean is not None
+    assert batch.running_var is not None
+    for mean, var in zip(batch.running_mean.chunk(g), batch.running_var.chunk(g), strict=True):
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        momentum = norm.momentum
+        if momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(var, momentum)
+
+
+def _flat(weight: Tensor | None, g: int) -> Any:
+    """[g * G] of a layer's weights [G, 1, 1, 1] or [1, G, 1, 1], or [g] of its one bias."""
+    return None if weight is None else weight.flatten().repeat(g)
