@@ -61,8 +61,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[message[:40] for _, _, message in BAD])
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: str, monkeypatch: Any) -> None:
-    for name in ("forward", "_forward"):  # nothing may be reached
-        monkeypatch.setattr(f"ulsam_fused.ops.{name}", None)
+    for name in ("forward", "norm_forward"):  # nothing may be reached
+        monkeypatch.setattr(f"ulsam_fused.ops.registration.{name}", None)
     monkeypatch.setattr("ulsam_fused.reference.general_form", None)
     with pytest.raises(error, match=message):
         uf.subspace_attention(**{**arguments(), **change})
@@ -210,7 +210,7 @@ class TestChoice:
 
     def test_triton_on_a_cpu_without_the_interpreter_says_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backends, "interpreting", lambda: False)
-        monkeypatch.setattr("ulsam_fused.ops._implementations", {})
+        monkeypatch.setattr("ulsam_fused.backends._doors", {})
         with pytest.raises(RuntimeError, match=r'backend "triton" cannot serve .* set TRITON_INTERPRET=1'):
             uf.subspace_attention(**arguments(), backend="triton")
 

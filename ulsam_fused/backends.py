@@ -1,6 +1,6 @@
-"""Which implementation serves a call: "triton", "torch", "reference", or "auto" to choose by device.
+"""Which backend serves a call: "triton", "torch", "reference", or "auto" to choose by device.
 
-A call's own argument wins over `set_backend`, which wins over the environment variable ULSAM_FUSED_BACKEND, which wins
+A call's own argument wins over `set_backend`. That wins over the environment variable ULSAM_FUSED_BACKEND. That wins
 over the rule for "auto": Triton for GPU tensors where Triton can be imported, else PyTorch. A backend that was asked
 for by name and cannot serve raises; nothing falls back in silence.
 """
@@ -8,14 +8,21 @@ for by name and cannot serve raises; nothing falls back in silence.
 import functools
 import importlib
 import os
+from typing import cast
 
 import torch
 
+from .kernels.contract import Backend, NormBackend
+
 BACKENDS = ("auto", "triton", "torch", "reference")
 ENVIRONMENT = "ULSAM_FUSED_BACKEND"
+_FOLDERS = {"triton": "ulsam_fused.kernels.gpu", "torch": "ulsam_fused.torch_backend"}
+"""Where the two doors of a backend are. A new backend is a folder, and a line here."""
 
 _environment = os.environ.get(ENVIRONMENT) or "auto"  # read once, when the package is imported
 _chosen = "auto"
+_doors: dict[tuple[str, torch.device], Backend] = {}
+_norm_doors: dict[tuple[str, torch.device], NormBackend] = {}
 
 
 def set_backend(name: str) -> None:
@@ -60,11 +67,7 @@ def resolve(backend: str, device: torch.device) -> str:
         ValueError: unknown name.
         RuntimeError: a backend that was asked for by name cannot serve this device; the message says why.
     """
-    return serving(requested(backend), device)
-
-
-def serving(backend: str, device: torch.device) -> str:
-    """As `resolve`, for a name that `requested` gave."""
+    backend = requested(backend)
     if backend == "auto":
         return "triton" if device.type == "cuda" and triton_problem() is None else "torch"
     if backend == "triton":
@@ -72,6 +75,25 @@ def serving(backend: str, device: torch.device) -> str:
         if problem is not None:
             raise RuntimeError(f'backend "triton" cannot serve a tensor on {device}: {problem}')
     return backend
+
+
+def door(backend: str, device: torch.device) -> Backend:
+    """The module that serves the general form; backend as `requested` gives it. Raises as `resolve`."""
+    key = (backend, device)
+    found = _doors.get(key)
+    if found is None:
+        found = _doors[key] = cast(Backend, importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.backend"))
+    return found
+
+
+def norm_door(backend: str, device: torch.device) -> NormBackend:
+    """The module that serves the form with norms; as `door`."""
+    key = (backend, device)
+    found = _norm_doors.get(key)
+    if found is None:
+        module = importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.norm_backend")
+        found = _norm_doors[key] = cast(NormBackend, module)
+    return found
 
 
 def why_not_triton(device: torch.device) -> str | None:
@@ -92,7 +114,7 @@ def why_not_triton(device: torch.device) -> str | None:
 def triton_problem() -> str | None:
     """Why the kernels cannot be imported in this process; None where they can."""
     try:
-        importlib.import_module("ulsam_fused.kernels.gpu.backend")
+        importlib.import_module(f"{_FOLDERS['triton']}.backend")
     except ImportError as error:
         return f"Triton cannot be imported ({error}); pip install triton"
     return None
@@ -101,4 +123,4 @@ def triton_problem() -> str | None:
 @functools.lru_cache(maxsize=1)
 def interpreting() -> bool:
     """Whether the kernels were imported under TRITON_INTERPRET=1."""
-    return bool(importlib.import_module("ulsam_fused.kernels.gpu.backend").INTERPRETED)
+    return bool(importlib.import_module(f"{_FOLDERS['triton']}.backend").INTERPRETED)

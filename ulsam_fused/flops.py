@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from .ops import norm_registration as norm_ops  # noqa: F401  they define the operators
+from .ops import registration  # noqa: F401  it defines the operators
 
 _OPERATORS = torch.ops.ulsam_fused
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from . import backends, reference
-from .ops import autograd, checks, tracing
+from .kernels.contract import Options
+from .ops import autograd, checks
+from .ops.routes import general_route, wants_gradient
 
 
 @overload
@@ -96,16 +98,16 @@ def subspace_attention(
     else:
         g = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
     checks.check_out_dtype(out_dtype)
-    backend = backends.requested(backend)
+    route = general_route(x, backends.requested(backend))
     attention: Tensor | None
-    if backend == "reference" or tracing.needs_plain_pytorch():
+    if route.way == "reference":
         y, attention = reference.general_form(
             x, dw_weight, dw_bias, pw_weight, pw_bias, g, relu_u=relu, relu_z=relu, out_dtype=out_dtype
         )
     else:
-        y, attention = autograd.general_form(
-            x, dw_weight, dw_bias, pw_weight, pw_bias, g, relu, relu, out_dtype, return_attention, backend
-        )
+        gradients = wants_gradient(x, dw_weight, dw_bias, pw_weight, pw_bias)
+        options = Options(g, relu, relu, out_dtype, return_attention, gradients, backend=route.backend)
+        y, attention = autograd.general_form(x, dw_weight, dw_bias, pw_weight, pw_bias, options, route)
     if not return_attention:
         return y
     assert attention is not None

@@ -1,7 +1,6 @@
 """The operator as a layer."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +9,9 @@ from . import backends, state_dict
 from .distributed import SharesBatch, group_of
 from .functional import subspace_attention
 from .ops import checks
-from .ops.module_tensors import convolution_tensors
-from .ops.norm_attention import norm_attention
+from .ops.module_tensors import convolution_tensors, norms_of
+from .ops.norm_attention import layer_route, norm_attention
+from .ops.routes import Route, general_route
 
 
 class ULSAM(SharesBatch, nn.Module):
@@ -55,6 +55,9 @@ class ULSAM(SharesBatch, nn.Module):
     """What stands before the authors' keys of a subspace in a state dict."""
 
     writes_authors_keys = False
+
+    legacy_maxpool_input = False
+    """Whether x itself is pooled, as the authors' code did before October 2020."""
 
     dw_weight: nn.Parameter
     pw_weight: nn.Parameter
@@ -121,8 +124,7 @@ class ULSAM(SharesBatch, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """y [N, C, H, W]."""
         if self.norm is not None:
-            y, _ = self._norm_attention(x, out_dtype=self.out_dtype)
-            return y
+            return self._norm_attention(x, out_dtype=self.out_dtype)[0]
         dw_weight, dw_bias, pw_weight, pw_bias = convolution_tensors(self)
         return subspace_attention(
             x,
@@ -159,14 +161,24 @@ class ULSAM(SharesBatch, nn.Module):
         )
         return attention
 
-    def _norm_attention(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
-        children: Any = self._modules  # their lookup as attributes takes half a microsecond
-        dw_norm, pw_norm = children["dw_norm"], children["pw_norm"]
+    def route(self, x: Tensor) -> Route:
+        """Which way `forward(x)` would take now; `ulsam_fused.explain` says it in words."""
+        if self.norm is None:
+            return general_route(x, backends.requested(self.backend))
+        dw_norm, pw_norm = norms_of(self)
+        group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
+        return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
+
+    def _norm_attention(
+        self, x: Tensor, *, out_dtype: torch.dtype | None = None, update: bool = True, need_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        dw_norm, pw_norm = norms_of(self)
         dw_weight, dw_bias, pw_weight, pw_bias = convolution_tensors(self)
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return norm_attention(
             x, dw_weight, dw_bias, dw_norm, pw_weight, pw_bias, pw_norm, self.num_splits,
-            relu=self.activation is not None, backend=self.backend, group=group, **options,
+            relu=self.activation is not None, pool_input=self.legacy_maxpool_input, update=update,
+            need_attention=need_attention, out_dtype=out_dtype, backend=self.backend, group=group,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ Source: https://github.com/Nandan91/ULSAM; Saini et al., WACV 2020, https://arxi
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import modules, state_dict
@@ -21,9 +22,11 @@ class _Upstream(modules.ULSAM):
         self.legacy_maxpool_input = legacy_maxpool_input
         state_dict.write_authors_keys(self)
 
-    def _norm_attention(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
-        options["out_dtype"] = options.get("out_dtype") or authors_dtype(x)
-        return super()._norm_attention(x, pool_input=self.legacy_maxpool_input, **options)
+    def _norm_attention(
+        self, x: Tensor, *, out_dtype: torch.dtype | None = None, update: bool = True, need_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        out_dtype = out_dtype or authors_dtype(x)
+        return super()._norm_attention(x, out_dtype=out_dtype, update=update, need_attention=need_attention)
 
     def extra_repr(self) -> str:
         legacy = ", legacy_maxpool_input=True" if self.legacy_maxpool_input else ""

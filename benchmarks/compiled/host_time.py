@@ -24,7 +24,7 @@ import torch
 import triton
 from torch import Tensor
 from ulsam_fused.kernels.gpu import backend as launcher
-from ulsam_fused.kernels.gpu.launching import launch, norm_plans, plans
+from ulsam_fused.kernels.gpu.launching import geometry, launch
 
 import ulsam_fused as uf
 from benchmarks.compiled import stub_driver as stubbed
@@ -114,7 +114,7 @@ def main() -> int:
     torch.set_num_threads(1)
     stubbed.activate(lambda src, metadata: lambda *_: None)
     backends.why_not_triton = lambda device: None  # CPU tensors stand for a GPU's
-    plans.num_sms = norm_plans.num_sms = lambda device: arguments.sms
+    geometry.CPU_SMS = arguments.sms
     microseconds.__defaults__ = (arguments.rounds, 100)  # type: ignore[attr-defined]
     x = torch.randn(SHAPE, dtype=torch.float16)
     paper = uf.ULSAM(SHAPE[1], SPLITS, backend="triton").half()

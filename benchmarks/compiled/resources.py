@@ -25,14 +25,12 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import (
     backend as launcher,
 )
 from ulsam_fused.kernels.gpu import (
     norm_backend as norm_launcher,
-)
-from ulsam_fused.kernels.gpu import (
-    norm_backward_backend as norm_backward_launcher,
 )
 from ulsam_fused.kernels.gpu.backward import MARCH_ROWS
 from ulsam_fused.kernels.gpu.launching import config as configs
@@ -238,29 +236,29 @@ def _call(case: Case) -> None:
     shift, b = (p, p[:1]) if case.general else (None, None)
     relu = case.general
     if case.direction == "forward":
-        launcher.forward(x, p, shift, p, b, 1, relu, relu, None, False, config=case.config)
+        launcher.forward(x, p, shift, p, b, Options(1, relu, relu), config=case.config)
         return
     if case.direction == "norm_forward":
         norm_launcher.norm_forward(
-            x, p, p, p, p, p[:1], p[:1], 1, 1e-5, 1e-5, True, True, None, False, (p, p, p, 0.1), (p, p, p, 0.1),
-            config=case.config,
+            x, p, p, p, p, p[:1], p[:1], Options(1, True, True, eps1=1e-5, eps2=1e-5),
+            Exchange(Running(p, p, p, 0.1), Running(p, p, p, 0.1)), config=case.config,
         )  # fmt: skip
         return
     if case.direction == "folded":
-        norms = (p, p, p, p, 1e-5), (p[:1], p[:1], p[:1], p[:1], 1e-5)
+        norms = FixedNorm(p, p, p, p, 1e-5), FixedNorm(p[:1], p[:1], p[:1], p[:1], 1e-5)
         norm_launcher.folded_forward(
-            x, p, p, norms[0], p, p[:1], norms[1], 1, True, True, None, False, config=case.config
+            x, p, p, norms[0], p, p[:1], norms[1], Options(1, True, True, eps1=1e-5, eps2=1e-5), config=case.config
         )
         return
     z, lse = p.new_empty((n, 1, h, w)), p.new_empty((n, 1))
     if case.direction == "norm_backward":
         first, second = p.new_empty((5, c)), p.new_empty((6, 1))
-        norm_backward_launcher.norm_backward(
-            x, None, x, p, p if case.general else None, p, p, p[:1], p[:1], z, lse, first, second,
-            1, 1e-5, True, True, config=case.config,
+        norm_launcher.norm_backward(
+            x, None, x, p, p if case.general else None, p, p, p[:1], p[:1], NormSaved(z, lse, first, second),
+            Options(1, True, True, eps1=1e-5), config=case.config,
         )  # fmt: skip
     else:
-        launcher.backward(x, None, x, p, shift, p, b, z, lse, 1, relu, relu, config=case.config)
+        launcher.backward(x, None, x, p, shift, p, b, z, lse, Options(1, relu, relu), config=case.config)
 
 
 def _machine_code(kernel: Any) -> tuple[str, str]:

@@ -1,23 +1,17 @@
 """The operator's halves, launched with a given configuration: the paper's form, and the authors' with BatchNorm."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import Exchange, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import (
     backend as launcher,
 )
 from ulsam_fused.kernels.gpu import (
     norm_backend as norm_launcher,
 )
-from ulsam_fused.kernels.gpu import (
-    norm_backward_backend as norm_backward_launcher,
-)
-from ulsam_fused.kernels.gpu.launching import norm_plans
 from ulsam_fused.kernels.gpu.launching.geometry import num_sms
-from ulsam_fused.kernels.gpu.norm_backend import Running
 
 from benchmarks.tuning.configs import (
     BACKWARD,
@@ -75,7 +69,9 @@ class Work:
         bound = SHARPNESS * (g / c) ** 0.5
         channels = (uniform(c, -1, 1), uniform(c, -bound, bound), uniform(c, 0.5, 1.5), uniform(c, -1, 1))
         maps = (uniform(g, SHARPNESS / 8, SHARPNESS / 4), uniform(g, -1, 1))
-        first, second = ((torch.zeros_like(t[0]), torch.ones_like(t[0]), None, MOMENTUM) for t in (channels, maps))
+        first, second = (
+            Running(torch.zeros_like(t[0]), torch.ones_like(t[0]), None, MOMENTUM) for t in (channels, maps)
+        )
         work = cls(group, xs, dys, [], channels, maps, (first, second))
         if backward:
             work.kept.extend(work._forward_of(i) for i in range(sets))
@@ -87,58 +83,36 @@ class Work:
         x, (scale, v, gamma1, beta1), (gamma2, beta2) = self.xs[i], self.channels, self.maps
         g, direction = self.group.num_splits, self.group.direction
         if direction == FORWARD:
-            y, a, _, _ = launcher.forward(
-                x, scale, None, v, None, g, False, False, None, attention, False, config=candidate.launch
-            )
+            options = Options(g, False, False, need_attention=attention, need_lse=False)
+            y, a, _, _ = launcher.forward(x, scale, None, v, None, options, config=candidate.launch)
             return {"y": y} if a is None else {"y": y, "A": a}
         if direction == BACKWARD:
             z, lse = self.kept[i]
             dx, dscale, _, dv, _ = launcher.backward(
-                self.dys[i], None, x, scale, None, v, None, z, lse, g, False, False, config=candidate.launch
+                self.dys[i], None, x, scale, None, v, None, z, lse, Options(g, False, False), config=candidate.launch
             )
             return {"dx": dx, "dscale": dscale, "dv": dv}
-        norms = (scale, gamma1, beta1, v, gamma2, beta2)
+        options = Options(g, True, True, need_attention=attention, eps1=EPS, eps2=EPS)
         if direction == NORM_FORWARD:
             y, a, *_ = norm_launcher.norm_forward(
-                x, *norms, g, EPS, EPS, True, True, None, attention, *self.running,
+                x, scale, gamma1, beta1, v, gamma2, beta2, options, Exchange(*self.running),
                 config=candidate.launch, first_config=candidate.moments,
             )  # fmt: skip
             return {"y": y} if a is None else {"y": y, "A": a}
-        z, lse, first, second = self.kept[i]
-        with _flat_programs(candidate.flat_programs):
-            found = norm_backward_launcher.norm_backward(
-                self.dys[i], None, x, *norms, z, lse, first, second, g, EPS, True, True, config=candidate.launch
-            )
+        found = norm_launcher.norm_backward(
+            self.dys[i], None, x, scale, gamma1, beta1, v, gamma2, beta2, NormSaved(*self.kept[i]), options,
+            config=candidate.launch,
+        )  # fmt: skip
         # not ddw: but for eps the norm cancels dw, so that it is all rounding
-        return {
-            name: t
-            for name, t in zip(("dx", "", "dgamma1", "dbeta1", "dpw", "dgamma2", "dbeta2"), found, strict=True)
-            if name and t is not None
-        }
+        return {f"d{name}": t for name, t in found._asdict().items() if name != "dw" and t is not None}
 
     def _forward_of(self, i: int) -> tuple[Tensor, ...]:
         x, (scale, v, gamma1, beta1), (gamma2, beta2) = self.xs[i], self.channels, self.maps
         g = self.group.num_splits
         if self.group.direction == BACKWARD:
-            _, _, z, lse = launcher.forward(x, scale, None, v, None, g, False, False, None, False)
+            _, _, z, lse = launcher.forward(x, scale, None, v, None, Options(g, False, False))
             assert lse is not None
             return z, lse
-        norms = (scale, gamma1, beta1, v, gamma2, beta2)
-        _, _, *kept = norm_launcher.norm_forward(x, *norms, g, EPS, EPS, True, True, None, False)
+        options = Options(g, True, True, eps1=EPS, eps2=EPS)
+        _, _, *kept = norm_launcher.norm_forward(x, scale, gamma1, beta1, v, gamma2, beta2, options, Exchange())
         return tuple(kept)
-
-
-@contextlib.contextmanager
-def _flat_programs(times: float) -> Iterator[None]:
-    """Plans are made with the constant, which is no part of what they are kept by."""
-    if times == 1:
-        yield
-        return
-    original = norm_plans.FLAT_PROGRAMS_PER_SM
-    norm_plans.FLAT_PROGRAMS_PER_SM = max(1, int(original * times))
-    norm_plans.norm_backward_plan.cache_clear()
-    try:
-        yield
-    finally:
-        norm_plans.FLAT_PROGRAMS_PER_SM = original
-        norm_plans.norm_backward_plan.cache_clear()

@@ -48,7 +48,6 @@ class Candidate:
 
     launch: LaunchConfig
     moments: MomentsConfig | None = None  # norm-forward: of its first launch
-    flat_programs: float = 1.0  # norm-backward: so many times FLAT_PROGRAMS_PER_SM, which no configuration holds
 
 
 def chosen(group: Group, num_sms: int) -> Candidate:
@@ -78,8 +77,9 @@ def alternatives(group: Group, of: Candidate) -> dict[str, Candidate]:
         for name, moments in _moments(of.moments, group):
             add(f"moments: {name}", dataclasses.replace(of, moments=moments))
     if group.direction == NORM_BACKWARD:
-        add("half the programs of flat passes", dataclasses.replace(of, flat_programs=0.5))
-        add("twice the programs of flat passes", dataclasses.replace(of, flat_programs=2.0))
+        for name, programs in (("half", of.launch.flat_programs // 2), ("twice", of.launch.flat_programs * 2)):
+            launch = dataclasses.replace(of.launch, flat_programs=programs)
+            add(f"{name} the programs of flat passes", dataclasses.replace(of, launch=launch))
     return found
 
 

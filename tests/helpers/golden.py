@@ -34,6 +34,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
 from ulsam_fused import reference
@@ -60,6 +61,9 @@ class Case:
     @property
     def compute_dtype(self) -> torch.dtype:
         return torch.promote_types(self.x.dtype, torch.float32)
+
+    def options(self, *, out_dtype: torch.dtype | None = None, need_attention: bool = True) -> Options:
+        return Options(self.num_splits, self.relu_u, self.relu_z, out_dtype, need_attention)
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.x, self.scale, self.shift, self.v, self.b
@@ -170,12 +174,11 @@ def run_forward(
     *,
     out_dtype: torch.dtype | None = None,
     need_attention: bool = True,
-    **options: Any,  # such as config
+    **launch: Any,  # such as config
 ) -> tuple[Results, Tensor, Tensor]:
     """A backend module's forward, its shapes, types and strides checked; also returns z and lse."""
-    y, A, z, lse = module.forward(
-        *case.tensors(), case.num_splits, case.relu_u, case.relu_z, out_dtype, need_attention, **options
-    )
+    options = case.options(out_dtype=out_dtype, need_attention=need_attention)
+    y, A, z, lse = module.forward(*case.tensors(), options, **launch)
     n, _, h, w = case.x.shape
     promised = torch.empty_like(case.x, dtype=out_dtype)
     assert (y.shape, y.stride(), y.dtype) == (promised.shape, promised.stride(), promised.dtype)
@@ -189,11 +192,9 @@ def run_forward(
     return Results(y=y, A=A, interpreted=interpreted), z, lse
 
 
-def run_backward(module: ModuleType, case: Case, z: Tensor, lse: Tensor, **options: Any) -> Results:
+def run_backward(module: ModuleType, case: Case, z: Tensor, lse: Tensor, **launch: Any) -> Results:
     """A backend module's backward, its shapes, types and strides checked."""
-    gradients = module.backward(
-        case.dy, case.d_attention, *case.tensors(), z, lse, case.num_splits, case.relu_u, case.relu_z, **options
-    )
+    gradients = module.backward(case.dy, case.d_attention, *case.tensors(), z, lse, case.options(), **launch)
     for name, gradient, t in zip(GRADIENTS, gradients, case.tensors(), strict=True):
         assert (gradient is None) == (t is None), name
         if t is not None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ulsam_fused.kernels.contract import Exchange, Running
 
 from tests.helpers.golden import (
     FLOAT64_ROUNDINGS,
@@ -63,10 +64,10 @@ class Buffers:
 
         return Buffers(*(copy(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
-    def running(self) -> tuple[Any, Any]:
+    def running(self) -> tuple[Running, Running]:
         return (
-            (self.mean1, self.var1, self.bias1, self.momentum1),
-            (self.mean2, self.var2, self.bias2, self.momentum2),
+            Running(self.mean1, self.var1, self.bias1, self.momentum1),
+            Running(self.mean2, self.var2, self.bias2, self.momentum2),
         )
 
 
@@ -93,7 +94,7 @@ def run_reference(case: NormCase, buffers: Buffers, dtype: torch.dtype, batch: b
     x, dw, gamma1, beta1, pw, gamma2, beta2 = (t if t is None else t.to(dtype) for t in case.tensors())
     b = buffers.clone(dtype)
 
-    def norm(gamma: Tensor | None, beta: Tensor | None, running: Any, eps: float) -> reference.BatchNorm | None:
+    def norm(gamma: Tensor | None, beta: Tensor | None, running: Running, eps: float) -> reference.BatchNorm | None:
         if gamma is None:
             return None
         mean, var, _, momentum = running
@@ -117,14 +118,15 @@ def run_norm_forward(
     out_dtype: torch.dtype | None = None,
     need_attention: bool = True,
     group: Any = None,
-    **options: Any,
+    **launch: Any,
 ) -> dict[str, Tensor]:
     """A backend module's norm_forward, its shapes, types and strides checked; the buffers are updated."""
     running1, running2 = (None, None) if buffers is None else buffers.running()
-    y, A, z, lse, first, second = module.norm_forward(
-        *case.tensors(), case.num_splits, case.eps1, case.eps2, case.relu_u, case.relu_z, out_dtype, need_attention,
-        running1 if case.gamma1 is not None else None, running2 if case.gamma2 is not None else None, group, **options,
-    )  # fmt: skip
+    exchange = Exchange(
+        running1 if case.gamma1 is not None else None, running2 if case.gamma2 is not None else None, group
+    )
+    options = case.options(out_dtype=out_dtype, need_attention=need_attention)
+    y, A, z, lse, first, second = module.norm_forward(*case.tensors(), options, exchange, **launch)
     n, c, h, w = case.x.shape
     g = case.num_splits
     promised = torch.empty_like(case.x, dtype=out_dtype)

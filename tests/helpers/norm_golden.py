@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ulsam_fused.kernels.contract import NormSaved, Options
 
 from tests.helpers.golden import FLOAT64_ROUNDINGS, _by_subspace, _least, _norm, _per_channel, _store, _sum_pixels
 from ulsam_fused import reference
@@ -56,6 +57,11 @@ class NormCase:
     @property
     def compute_dtype(self) -> torch.dtype:
         return torch.promote_types(self.x.dtype, torch.float32)
+
+    def options(self, *, out_dtype: torch.dtype | None = None, need_attention: bool = True) -> Options:
+        return Options(
+            self.num_splits, self.relu_u, self.relu_z, out_dtype, need_attention, eps1=self.eps1, eps2=self.eps2
+        )
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.x, self.dw, self.gamma1, self.beta1, self.pw, self.gamma2, self.beta2
@@ -193,12 +199,11 @@ def run_norm_reference(case: NormCase, dtype: torch.dtype) -> dict[str, Tensor |
     return {name: None if t is None else next(gradients) for name, t in zip(GRADIENTS, leaves, strict=True)}
 
 
-def run_norm_backward(module: ModuleType, case: NormCase, **options: Any) -> dict[str, Tensor | None]:
+def run_norm_backward(module: ModuleType, case: NormCase, **launch: Any) -> dict[str, Tensor | None]:
     """A backend module's norm_backward on a perfect forward, its shapes, types and strides checked."""
     gradients = module.norm_backward(
-        case.dy, case.d_attention, *case.tensors(), *saved(case), case.num_splits, case.eps1, case.relu_u, case.relu_z,
-        **options,
-    )  # fmt: skip
+        case.dy, case.d_attention, *case.tensors(), NormSaved(*saved(case)), case.options(), None, **launch
+    )
     for name, gradient, t in zip(GRADIENTS, gradients, case.tensors(), strict=True):
         assert (gradient is None) == (t is None), name
         if t is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
 from tests.helpers.authors import assert_same_step, pair, step
@@ -32,10 +33,11 @@ def arguments(device: str, norms: tuple[bool, bool], dtype: torch.dtype = torch.
 @pytest.mark.parametrize("norms", [(True, True), (True, False), (False, True)])
 def test_opcheck(device: str, backend: str, norms: tuple[bool, bool]) -> None:
     tensors = arguments(device, norms)
-    forward = (*tensors, 2, 1e-5, 1e-5, True, True, None, True, backend)
+    options = Options(2, True, True, need_attention=True, eps1=1e-5, eps2=1e-5, backend=backend)
+    forward = (*tensors, *options)
     torch.library.opcheck(torch.ops.ulsam_fused.norm_forward.default, forward)
     y, attention, *saved = torch.ops.ulsam_fused.norm_forward(*forward)
-    backward = (y, attention, *tensors, *saved, 2, 1e-5, True, True, backend)
+    backward = (y, attention, *tensors, *saved, *options)
     torch.library.opcheck(torch.ops.ulsam_fused.norm_backward.default, backward)
 
 
@@ -53,11 +55,10 @@ def test_fakes_promise_what_comes(
     tensors = [make(x), *parameters]
 
     def run(*tensors: Tensor | None) -> list[Tensor]:
-        forward = torch.ops.ulsam_fused.norm_forward(
-            *tensors, 2, 1e-5, 1e-5, True, False, torch.float32, norms[0], backend
-        )
+        options = Options(2, True, False, torch.float32, norms[0], eps1=1e-5, eps2=1e-5, backend=backend)
+        forward = torch.ops.ulsam_fused.norm_forward(*tensors, *options)
         y, _, *saved = forward
-        backward = torch.ops.ulsam_fused.norm_backward(y, None, *tensors, *saved, 2, 1e-5, True, False, backend)
+        backward = torch.ops.ulsam_fused.norm_backward(y, None, *tensors, *saved, *options)
         return [*forward, *backward]
 
     real = run(*tensors)

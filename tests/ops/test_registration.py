@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
 from ulsam_fused.ops import autograd
@@ -44,11 +45,12 @@ def test_opcheck(device: str, backend: str) -> None:
     x = torch.randn(2, 4, 5, 6, device=device)
     scale, shift, v, b = (p.detach() for p in parameters(device))
     for s, t in ((shift, b), (None, None)):
-        forward = (x, scale, s, v, t, 2, True, True, None, True, True, backend)
+        options = Options(2, True, True, need_attention=True, backend=backend)
+        forward = (x, scale, s, v, t, *options)
         torch.library.opcheck(torch.ops.ulsam_fused.forward.default, forward)
         y, attention, z, lse = torch.ops.ulsam_fused.forward(*forward)
         for dy, da in ((y, None), (None, attention)):
-            backward = (dy, da, x, scale, s, v, t, z, lse, 2, True, True, backend)
+            backward = (dy, da, x, scale, s, v, t, z, lse, *options)
             torch.library.opcheck(torch.ops.ulsam_fused.backward.default, backward)
 
 
@@ -73,11 +75,12 @@ def test_fakes_promise_what_comes(
 
     def run(*tensors: Tensor) -> list[Tensor]:
         x, scale, shift, v, b = tensors
-        outputs = torch.ops.ulsam_fused.forward(x, scale, shift, v, b, 2, True, False, torch.float32, *need, backend)
+        options = Options(2, True, False, torch.float32, need[0], need[1], backend=backend)
+        outputs = torch.ops.ulsam_fused.forward(x, scale, shift, v, b, *options)
         y, attention, z, lse = outputs
         if not need[1]:
             return list(outputs)
-        gradients = torch.ops.ulsam_fused.backward(y, attention, x, scale, shift, v, b, z, lse, 2, True, False, backend)
+        gradients = torch.ops.ulsam_fused.backward(y, attention, x, scale, shift, v, b, z, lse, *options)
         return [*outputs, *gradients]
 
     real = run(x, scale, shift, v, b)

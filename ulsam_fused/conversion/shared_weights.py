@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .. import backends
 from ..distributed import SharesBatch, group_of
 from ..ops import checks
-from ..ops.norm_attention import authors_dtype, norm_attention
+from ..ops.norm_attention import authors_dtype, layer_route, norm_attention
+from ..ops.routes import Route
 
 NAMES = ("dws_conv", "dws_bn", "point_conv", "point_bn")
 """The layers' names in the copies that are known."""
@@ -93,7 +94,7 @@ class SharedULSAM(SharesBatch, _Shared):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, g * G, H, W]."""
-        return self._attention(x, update=True, out_dtype=authors_dtype(x))[0]
+        return self._attention(x, out_dtype=authors_dtype(x))[0]
 
     def attention(self, x: Tensor) -> Tensor:
         """The attention maps A [N, g, H, W], float32 (float64 for float64 x); differentiable.
@@ -104,7 +105,15 @@ class SharedULSAM(SharesBatch, _Shared):
         assert attention is not None
         return attention
 
-    def _attention(self, x: Tensor, *, update: bool, **options: Any) -> tuple[Tensor, Tensor | None]:
+    def route(self, x: Tensor) -> Route:
+        """Which way `forward(x)` would take now; `ulsam_fused.explain` says it in words."""
+        _, dw_norm, _, pw_norm = self.layers
+        group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
+        return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
+
+    def _attention(
+        self, x: Tensor, *, out_dtype: torch.dtype | None = None, update: bool = True, need_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         dw, dw_norm, pw, pw_norm = self.layers
         g = self.num_splits
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
@@ -112,8 +121,8 @@ class SharedULSAM(SharesBatch, _Shared):
         y, attention = norm_attention(
             x, _flat(dw.weight, g), _flat(dw.bias, g), cast(nn.BatchNorm2d, repeated[0]),
             _flat(pw.weight, g), _flat(pw.bias, g), cast(nn.BatchNorm2d, repeated[1]), g,
-            relu=self.activation is not None, pool_input=self.legacy_maxpool_input, backend=self.backend, group=group,
-            **options,
+            relu=self.activation is not None, pool_input=self.legacy_maxpool_input, update=update,
+            need_attention=need_attention, out_dtype=out_dtype, backend=self.backend, group=group,
         )  # fmt: skip
         for norm, batch in zip((dw_norm, pw_norm), repeated, strict=True):
             if batch.momentum is not None:

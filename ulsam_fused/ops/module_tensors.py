@@ -15,6 +15,12 @@ def convolution_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None, Tenso
         return m.dw_weight, m.dw_bias, m.pw_weight, m.pw_bias
 
 
+def norms_of(module: nn.Module) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
+    """dw_norm and pw_norm of a `ULSAM` that has them."""
+    children = module._modules
+    return children["dw_norm"], children["pw_norm"]  # type: ignore[return-value]
+
+
 def norm_tensors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """weight, bias, running_mean and running_var of a BatchNorm, or of what has its attributes."""
     try:

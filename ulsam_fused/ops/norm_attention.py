@@ -1,21 +1,21 @@
-"""The authors' form, with its two BatchNorms, as a function, and which way a call takes.
+"""The authors' form, with its two BatchNorms, as a function.
 
-both norms fixed       they fold into the general form: one launch
-batch statistics       norm_autograd.py
-plain PyTorch needed   reference.py
+    both norms fixed     they fold into the general form: inside the backend's own launch, or in PyTorch for gradients
+    batch statistics     norm_autograd.py
+    plain PyTorch        reference.py
+
+`routes.norm_route` decides.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import backends, reference
+from ..kernels.contract import Exchange, FixedNorm, Group, Options, Running
 from ..torch_backend import batch_norm
-from ..torch_backend.batch_norm import Norm, Running
-from . import autograd, checks, norm_autograd, tracing
-from . import norm_registration as norm_ops
+from . import autograd, checks, norm_autograd, registration
 from .module_tensors import norm_tensors
+from .routes import Route, norm_route, wants_gradient
 
 
 def norm_attention(
@@ -34,7 +34,7 @@ def norm_attention(
     need_attention: bool = False,
     out_dtype: torch.dtype | None = None,
     backend: str = "auto",
-    group: Any = None,  # distributed.Group, with which statistics of the batch are shared
+    group: Group | None = None,  # with which statistics of the batch are shared
 ) -> tuple[Tensor, Tensor | None]:
     """y [N,C,H,W], A [N,g,H,W] (None or empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
     gamma1, beta1, mean1, var1 = norm_tensors(dw_norm)
@@ -46,62 +46,79 @@ def norm_attention(
     if not checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, num_splits):
         checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
     checks.check_out_dtype(out_dtype)
-    backend = backends.requested(backend)
-    # by torch.nn.BatchNorm2d's rule
-    dw_batch, pw_batch = dw_norm.training or mean1 is None, pw_norm.training or mean2 is None
+    dw_batch, pw_batch = _takes_batch(dw_norm, mean1), _takes_batch(pw_norm, mean2)
     if (dw_batch or pw_batch) and x.numel() == x.shape[1] and group is None:  # as torch.nn.functional.batch_norm
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+    gradients = wants_gradient(x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2)
+    route = norm_route(
+        x, backends.requested(backend), dw_batch=dw_batch, pw_batch=pw_batch, pool_input=pool_input,
+        shared=group is not None, gradients=gradients,
+    )  # fmt: skip
     running1 = _running(dw_norm, dw_bias) if update and dw_norm.training else None
     running2 = _running(pw_norm, pw_bias) if update and pw_norm.training else None
 
-    if (backend == "reference" or tracing.needs_plain_pytorch()) and group is None:
+    if route.way == "reference":
         return reference.batch_norm_form(
             x, dw_weight, dw_bias, _literal(dw_norm, dw_batch, running1),
             pw_weight, pw_bias, _literal(pw_norm, pw_batch, running2),
             num_splits, relu_u=relu, relu_z=relu, pool_input=pool_input, out_dtype=out_dtype,
         )  # fmt: skip
-    if x.shape[0] == 0 and group is None:  # no statistics: nothing is updated, and every gradient is 0
-        dw_batch = pw_batch = False
-    if pool_input and dw_batch:
-        if running1 is not None:
-            mean, var, count = norm_ops.moments(x.detach(), backend, group)
-            batch_norm.update_running(running1, mean, var, count, dw_weight.detach())
-        dw_batch = False
+    if pool_input and running1 is not None and (x.shape[0] > 0 or group is not None):
+        mean, var, count = registration.moments(x.detach(), group, route)
+        batch_norm.update_running(running1, mean, var, count, dw_weight.detach())
 
-    fixed1 = None if dw_batch else _fixed(gamma1, beta1, mean1, var1, dw_norm.eps)
-    fixed2 = None if pw_batch else _fixed(gamma2, beta2, mean2, var2, pw_norm.eps)
-    parameters = (x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2)
-    if not dw_batch and not pw_batch and not _needs_gradient(parameters):
-        folded_forward = norm_ops.folded_forward(x, backend)
-        if folded_forward is not None:
-            return folded_forward(  # type: ignore[no-any-return]
-                x, None if pool_input else dw_weight, dw_bias, fixed1, pw_weight, pw_bias, fixed2, num_splits,
-                relu and not pool_input, relu, out_dtype, need_attention,
-            )  # fmt: skip
+    options = Options(
+        num_splits, relu and not pool_input, relu, out_dtype, need_attention, gradients, dw_norm.eps, pw_norm.eps,
+        route.backend,
+    )  # fmt: skip
+    fixed1 = _fixed(gamma1, beta1, mean1, var1, dw_norm.eps) if route.dw_norm == "fixed" else None
+    fixed2 = _fixed(gamma2, beta2, mean2, var2, pw_norm.eps) if route.pw_norm == "fixed" else None
+    if route.folded:
+        assert fixed2 is not None
+        door = backends.norm_door(route.backend, x.device)
+        if pool_input:
+            return door.folded_forward(x, None, None, None, pw_weight, pw_bias, fixed2, options)
+        return door.folded_forward(x, dw_weight, dw_bias, fixed1, pw_weight, pw_bias, fixed2, options)
 
-    scale: Tensor
-    shift: Tensor | None
+    scale: Tensor = dw_weight
+    shift: Tensor | None = beta1
     if pool_input:
         scale, shift = torch.ones_like(dw_weight, requires_grad=False), None
-    elif fixed1 is None:
-        scale, shift = dw_weight, beta1
-    else:
+    elif fixed1 is not None:
         scale, shift = batch_norm.fold(dw_weight, dw_bias, fixed1)
     v: Tensor = pw_weight
     b: Tensor = beta2
     if fixed2 is not None:
         v, b = batch_norm.fold(pw_weight, pw_bias, fixed2, repeat=x.shape[1] // num_splits)
-    relu_u = relu and not pool_input
-    if not dw_batch and not pw_batch:
-        return autograd.general_form(
-            x, scale, shift, v, b, num_splits, relu_u, relu, out_dtype, need_attention, backend
-        )
+    if fixed1 is not None and fixed2 is not None:
+        return autograd.general_form(x, scale, shift, v, b, options, route)
     return norm_autograd.norm_form(
-        x, scale, gamma1 if dw_batch else None, shift, v, gamma2 if pw_batch else None, b,
-        num_splits, dw_norm.eps, pw_norm.eps, relu_u, relu, out_dtype, need_attention, backend,
-        cancelled=(dw_bias if dw_batch else None, pw_bias if pw_batch else None),
-        running1=running1 if dw_batch else None, running2=running2 if pw_batch else None, group=group,
+        x, scale, gamma1 if fixed1 is None else None, shift, v, gamma2 if fixed2 is None else None, b,
+        options, Exchange(running1 if fixed1 is None else None, running2 if fixed2 is None else None, group), route,
+        dw_bias=dw_bias if fixed1 is None else None, pw_bias=pw_bias if fixed2 is None else None,
     )  # fmt: skip
+
+
+def layer_route(
+    x: Tensor,
+    layer: nn.Module,  # with an attribute `backend`
+    dw_norm: nn.BatchNorm2d,
+    pw_norm: nn.BatchNorm2d,
+    *,
+    pool_input: bool,
+    group: Group | None,
+) -> Route:
+    """The route of `norm_attention` for a layer with these norms."""
+    return norm_route(
+        x, backends.requested(layer.backend),  # type: ignore[arg-type]
+        dw_batch=_takes_batch(dw_norm, dw_norm.running_mean), pw_batch=_takes_batch(pw_norm, pw_norm.running_mean),
+        pool_input=pool_input, shared=group is not None, gradients=wants_gradient(x, *layer.parameters()),
+    )  # fmt: skip
+
+
+def _takes_batch(norm: nn.BatchNorm2d, running_mean: Tensor | None) -> bool:
+    """Whether a norm takes the statistics of the batch, by torch.nn.BatchNorm2d's rule."""
+    return norm.training or running_mean is None
 
 
 def authors_dtype(x: Tensor) -> torch.dtype | None:
@@ -121,24 +138,19 @@ def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
     momentum = norm.momentum
     if momentum is None:  # a plain average over all batches
         momentum = 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
-    return mean, var, None if bias is None else bias.detach(), momentum
+    return Running(mean, var, None if bias is None else bias.detach(), momentum)
 
 
-def _fixed(gamma: Tensor, beta: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Norm:
+def _fixed(gamma: Tensor, beta: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> FixedNorm:
     if mean is None or var is None:  # only where there is no image to take statistics from
         mean, var = torch.zeros_like(beta), torch.ones_like(beta)
-    return gamma, beta, mean, var, eps
+    return FixedNorm(gamma, beta, mean, var, eps)
 
 
 def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> reference.BatchNorm:
     """A norm as the reference takes it: running statistics only where they are read or updated."""
-    mean, var = norm.running_mean, norm.running_var
+    mean, var, momentum = norm.running_mean, norm.running_var, 0.0
     if batch:
-        mean, var = (None, None) if running is None else running[:2]
-    return reference.BatchNorm(
-        norm.weight, norm.bias, mean, var, batch, 0.0 if running is None else running[3], norm.eps
-    )
-
-
-def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        mean, var = (None, None) if running is None else (running.mean, running.var)
+        momentum = 0.0 if running is None else running.momentum
+    return reference.BatchNorm(norm.weight, norm.bias, mean, var, batch, momentum, norm.eps)

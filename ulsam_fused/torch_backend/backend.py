@@ -15,6 +15,7 @@ NaN and infinity reach what they reach in reference.py, but for x + A x being Na
 import torch
 from torch import Tensor
 
+from ..kernels.contract import Forward, Gradients, Options
 from .primitives import (
     compute_dtype,
     gradient_of_u,
@@ -36,26 +37,22 @@ def forward(
     shift: Tensor | None,  # [C]
     v: Tensor,  # [C]
     b: Tensor | None,  # [num_splits]
-    num_splits: int,
-    relu_u: bool,
-    relu_z: bool,
-    out_dtype: torch.dtype | None,
-    need_attention: bool,
-    need_lse: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """y (strides of empty_like(x)), A and z before act_z [N,g,H,W], lse [N,g]; A and lse None unless needed."""
+    options: Options,
+) -> Forward:
+    """A and lse are None unless needed."""
+    num_splits = options.num_splits
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
         y, x_ = torch.empty_like(x, dtype=dtype), x.to(dtype)
         shift, b = (t if t is None else t.to(dtype) for t in (shift, b))
-        z = window_logits(x_, scale.to(dtype), shift, v.to(dtype), b, num_splits, relu_u)
-        logits = z.relu() if relu_z else z
+        z = window_logits(x_, scale.to(dtype), shift, v.to(dtype), b, num_splits, options.relu_u)
+        logits = z.relu() if options.relu_z else z
         attention = softmax(logits)
         # the largest probability is exp(max - lse)
-        lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_() if need_lse else None
+        lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_() if options.need_lse else None
         x5 = split(x_, num_splits)
         torch.addcmul(x5, x5, spread(attention, x_), out=split(y, num_splits))
-        return y.to(out_dtype or x.dtype), attention if need_attention else None, z, lse
+        return Forward(y.to(options.out_dtype or x.dtype), attention if options.need_attention else None, z, lse)
 
 
 def backward(
@@ -68,14 +65,10 @@ def backward(
     b: Tensor | None,
     z: Tensor,  # [N, num_splits, H, W]
     lse: Tensor,  # [N, num_splits]
-    num_splits: int,
-    relu_u: bool,
-    relu_z: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    """dx (strides of empty_like(x)), dscale, dshift, dv, db, each in the dtype of what it is the gradient of.
-
-    db is exactly 0 (or NaN) where act_z is the identity. lse is not needed here: z gives A to the last bit.
-    """
+    options: Options,
+) -> Gradients:
+    """db is exactly 0 (or NaN) where act_z is the identity. lse is not needed here: z gives A to the last bit."""
+    num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
         x_, scale_, v_ = x.to(dtype), scale.to(dtype), v.to(dtype)
@@ -107,4 +100,4 @@ def backward(
             dshift = (v_ * s_sum).to(shift.dtype)
         if b is not None:
             db = sum_dl.to(b.dtype)
-        return dx.to(x.dtype), (v_ * sx).to(scale.dtype), dshift, dv.to(v.dtype), db
+        return Gradients(dx.to(x.dtype), (v_ * sx).to(scale.dtype), dshift, dv.to(v.dtype), db)

@@ -11,33 +11,28 @@ into the convolution before it. As torch.nn.BatchNorm2d: biased variance to norm
 import torch
 from torch import Tensor
 
-Running = tuple[Tensor, Tensor, Tensor | None, float]
-"""What batch statistics are blended into, in place: running mean and variance; the convolution's bias; momentum."""
-
-Norm = tuple[Tensor, Tensor, Tensor, Tensor, float]
-"""A norm with fixed statistics: gamma, beta, mean, variance, eps."""
+from ..kernels.contract import FixedNorm, Running
 
 
 def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, factor: Tensor | None = None) -> None:
     """Blend in the statistics of `count` values per channel; mean, var (biased), count [C] are of factor * values."""
-    running_mean, running_var, bias, momentum = running
     unbiased = var * (count / (count - 1))
     if factor is not None:
         factor = factor.to(mean.dtype)
         mean, unbiased = mean * factor, unbiased * factor.square()
-    if bias is not None:
-        mean = mean + bias
-    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    if running.bias is not None:
+        mean = mean + running.bias
+    running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
+    running.var.lerp_(unbiased.to(running.var.dtype), running.momentum)
 
 
-def fold(weight: Tensor, bias: Tensor | None, norm: Norm, repeat: int = 1) -> tuple[Tensor, Tensor]:
+def fold(weight: Tensor, bias: Tensor | None, norm: FixedNorm, repeat: int = 1) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution that includes the norm after it, differentiable in all but the statistics.
 
     weight [C]; bias and norm [C / repeat], each entry serving `repeat` weights. The results are at least float32.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    gamma, beta, mean, var = (t.to(dtype) for t in norm[:4])
-    gain = gamma * torch.rsqrt(var + norm[4])
+    gamma, beta, mean, var = (t.to(dtype) for t in (norm.gamma, norm.beta, norm.mean, norm.var))
+    gain = gamma * torch.rsqrt(var + norm.eps)
     shift = torch.addcmul(beta, gain, -mean if bias is None else bias.to(dtype) - mean)
     return weight.to(dtype) * (gain.repeat_interleave(repeat) if repeat > 1 else gain), shift

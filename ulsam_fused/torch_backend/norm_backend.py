@@ -17,12 +17,25 @@ dx waits without its last two terms until S1 and S2 are complete. Either norm ma
 scale and shift, or beta2 is b. Over several processes, moments and sums are exchanged through `group`.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .batch_norm import Running, update_running
+from ..kernels.contract import (
+    Exchange,
+    FixedNorm,
+    Group,
+    InputStatistics,
+    LogitStatistics,
+    NormForward,
+    NormGradients,
+    NormSaved,
+    Options,
+)
+from ..kernels.partial_moments import combine, exchanged
+from . import backend
+from .batch_norm import fold, update_running
 from .primitives import (
     compute_dtype,
     gradient_of_u,
@@ -46,21 +59,12 @@ def norm_forward(
     pw: Tensor,  # [C]
     gamma2: Tensor | None,  # [g]; None: beta2 is the bias b
     beta2: Tensor | None,  # [g]
-    num_splits: int,
-    eps1: float,
-    eps2: float,
-    relu_u: bool,
-    relu_z: bool,
-    out_dtype: torch.dtype | None,
-    need_attention: bool,
-    running1: Running | None = None,
-    running2: Running | None = None,
-    group: Any = None,  # distributed.Group
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """y, A, z [N,g,H,W], lse [N,g], first [5,C] (scale, mean, rstd, var, count), second [6,g] (gain, offset, ...).
-
-    A is None and first empty where not needed; second is (1, b, 0, 1, 0, 0) without the second norm.
-    """
+    options: Options,
+    exchange: Exchange,
+) -> NormForward:
+    """A is None unless needed, and first is empty without the depthwise norm."""
+    num_splits, relu_u = options.num_splits, options.relu_u
+    running1, running2, group = exchange
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
         x_, scale = x.to(dtype), dw.to(dtype)
@@ -68,35 +72,39 @@ def norm_forward(
         first = x_.new_empty(0)
         if gamma1 is not None:
             mean, var, count = _moments(x_, group)
-            rstd = torch.rsqrt(scale.square() * var + eps1)
+            rstd = torch.rsqrt(scale.square() * var + options.eps1)
             if running1 is not None:
                 update_running(running1, mean, var, count, scale)
             scale = gamma1.to(dtype) * scale * rstd
             shift = _shift(shift, scale, mean)
-            first = torch.stack((scale, mean, rstd, var, count))
+            first = torch.stack(InputStatistics(scale, mean, rstd, var, count))
         z = window_logits(x_, scale, shift, pw.to(dtype), None, num_splits, relu_u)
         second = z.new_zeros(6, num_splits)
         if gamma2 is not None:
             mean, var, count = _moments(z, group)
-            rstd = torch.rsqrt(var + eps2)
+            rstd = torch.rsqrt(var + options.eps2)
             if running2 is not None:
                 update_running(running2, mean, var, count)
             gain = gamma2.to(dtype) * rstd
             offset = _shift(None if beta2 is None else beta2.to(dtype), gain, mean)
-            second = torch.stack((gain, offset, mean, rstd, var, count))
+            second = torch.stack(LogitStatistics(gain, offset, mean, rstd, var, count))
         else:
-            second[0] = second[3] = 1
+            absent = LogitStatistics(*second)
+            absent.gain.fill_(1)
+            absent.rstd.fill_(1)
             if beta2 is not None:
-                second[1] = beta2
-        logits = _normalised(z, second)
-        if relu_z:
+                absent.offset.copy_(beta2)
+        logits = _normalised(z, LogitStatistics(*second))
+        if options.relu_z:
             logits.relu_()
         attention = softmax(logits)
         lse = logits.amax((2, 3)) - attention.amax((2, 3)).log_()
         y = torch.empty_like(x, dtype=dtype)
         x5 = split(x_, num_splits)
         torch.addcmul(x5, x5, spread(attention, x_), out=split(y, num_splits))
-        return y.to(out_dtype or x.dtype), attention if need_attention else None, z, lse, first, second
+        return NormForward(
+            y.to(options.out_dtype or x.dtype), attention if options.need_attention else None, z, lse, first, second
+        )
 
 
 def norm_backward(
@@ -109,42 +117,38 @@ def norm_backward(
     pw: Tensor,
     gamma2: Tensor | None,
     beta2: Tensor | None,
-    z: Tensor,  # and lse, first, second: what norm_forward gave
-    lse: Tensor,
-    first: Tensor,
-    second: Tensor,
-    num_splits: int,
-    eps1: float,
-    relu_u: bool,
-    relu_z: bool,
-    group: Any = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """dx (strides of empty_like(x)), ddw, dgamma1, dbeta1, dpw, dgamma2, dbeta2, each in the dtype of its own."""
+    saved: NormSaved,
+    options: Options,
+    group: Group | None,
+) -> NormGradients:
+    """Each in the type of its own; dx with the strides of empty_like(x)."""
+    num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
+    z = saved.z
+    of_z = LogitStatistics(*saved.second)
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
         x_, dw_, v = x.to(dtype), dw.to(dtype), pw.to(dtype)
         shift = None if beta1 is None else beta1.to(dtype)
         D = None if dy is None else dy.to(dtype)
-        gain, _, z_mean, rstd2, _, count2 = (row[:, None, None] for row in second)
-        zn = _normalised(z, second)
+        zn = _normalised(z, of_z)
         A = softmax(zn.relu() if relu_z else zn)
         dz = logits_gradient(D, d_attention, x_, A, zn, num_splits, relu_z)
         sums = dz.sum((0, 2, 3))
         dgamma2 = None
         if gamma2 is not None:
-            zhat = (z - z_mean) * rstd2
+            zhat = (z - per_channel(of_z.mean)) * per_channel(of_z.rstd)
             dgamma2 = (dz * zhat).sum((0, 2, 3))
             totals = torch.stack((sums, dgamma2))
-            means = (totals if group is None else group.sum(totals)).view(2, -1, 1, 1) / count2
-            dz = gain * (dz - means[0] - zhat * means[1])
+            means = (totals if group is None else group.sum(totals)) / of_z.values
+            mean_dz, mean_dz_zhat = map(per_channel, means)
+            dz = per_channel(of_z.gain) * (dz - mean_dz - zhat * mean_dz_zhat)
         elif not relu_z:
             sums = sums * 0  # the softmax does not see b
 
-        x_mean = None
-        scale = dw_
-        if gamma1 is not None:
-            scale, x_mean = first[0], first[1]
-            shift = _shift(shift, scale, x_mean)
+        of_x = None if gamma1 is None else InputStatistics(*saved.first)
+        scale = dw_ if of_x is None else of_x.scale
+        if of_x is not None:
+            shift = _shift(shift, scale, of_x.mean)
         dx = torch.empty_like(x, dtype=dtype)
         dlm, s_sum, sx = (x_.new_zeros(x.shape[1]) for _ in range(3))  # sums of dz m, s, s xc: [C]
         factor = per_channel(scale * v)
@@ -153,7 +157,7 @@ def norm_backward(
             dlm_i, s = gradient_of_u(x_i, scale, shift, dz[i].contiguous(memory_format=torch.channels_last), relu_u)
             dlm += dlm_i
             s_sum += s.sum((0, 2, 3))
-            sx += (s * (x_i if x_mean is None else x_i - per_channel(x_mean))).sum((0, 2, 3))
+            sx += (s * (x_i if of_x is None else x_i - per_channel(of_x.mean))).sum((0, 2, 3))
             write_dx(dx[i], None if D is None else D[i], A[i], s, factor)
 
         dpw = dlm
@@ -161,17 +165,16 @@ def norm_backward(
             dpw = dlm * scale.abs() if shift is None else torch.addcmul(shift * s_sum, dlm, scale.abs())
         S1, S2 = v * s_sum, v * sx
         ddw, dgamma1, dbeta1 = S2, None, S1
-        if x_mean is not None:
-            rstd1, count1, gamma = first[2], first[4], cast(Tensor, gamma1).to(dtype)
-            dgamma1 = S2 * dw_ * rstd1
-            ddw = gamma * S2 * eps1 * rstd1**3
+        if of_x is not None:
+            dgamma1 = S2 * dw_ * of_x.rstd
+            ddw = cast(Tensor, gamma1).to(dtype) * S2 * options.eps1 * of_x.rstd**3
             both = torch.stack((S1, S2))
-            both = both if group is None else group.sum(both)
-            slope = per_channel(scale * (dw_ * rstd1).square() * both[1] / count1)
-            constant = per_channel(scale * both[0] / count1 - slope.flatten() * x_mean)
+            all_S1, all_S2 = both if group is None else group.sum(both)
+            slope = per_channel(scale * (dw_ * of_x.rstd).square() * all_S2 / of_x.values)
+            constant = per_channel(scale * all_S1 / of_x.values - slope.flatten() * of_x.mean)
             for i in image_chunks(x):
                 dx[i].sub_(torch.addcmul(constant, slope, x_[i]))
-        return (
+        return NormGradients(
             dx.to(x.dtype),
             ddw.to(dw.dtype),
             None if dgamma1 is None else dgamma1.to(cast(Tensor, gamma1).dtype),
@@ -182,13 +185,32 @@ def norm_backward(
         )
 
 
-def moments(x: Tensor, group: Any = None) -> Tensor:
+def folded_forward(
+    x: Tensor,  # [N, C, H, W]
+    dw: Tensor | None,  # [C]; None: x itself is pooled
+    dw_bias: Tensor | None,  # [C]
+    norm1: FixedNorm | None,  # None: dw and dw_bias are scale and shift
+    pw: Tensor,  # [C]
+    pw_bias: Tensor | None,  # [g]
+    norm2: FixedNorm,
+    options: Options,
+) -> tuple[Tensor, Tensor | None]:
+    """y and A, with both norms' running statistics; no gradients."""
+    v, b = fold(pw, pw_bias, norm2, repeat=x.shape[1] // options.num_splits)
+    scale, shift = torch.ones_like(v) if dw is None else dw, dw_bias
+    if dw is not None and norm1 is not None:
+        scale, shift = fold(dw, dw_bias, norm1)
+    found = backend.forward(x, scale, shift, v, b, options)
+    return found.y, found.attention
+
+
+def moments(x: Tensor, group: Group | None = None) -> Tensor:
     """Mean, biased variance and count of every channel of x: [3, C]."""
     with torch.no_grad(), without_autocast(x):
         return torch.stack(_moments(x.to(compute_dtype(x)), group))
 
 
-def _moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count of every channel: [C] each; deviations are taken from the mean itself."""
     count = x.numel() // x.shape[1]
     mean = x.sum((0, 2, 3)) / max(count, 1)  # without images here, other processes may have some
@@ -197,17 +219,8 @@ def _moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         m2 += (x[i] - per_channel(mean)).square_().sum((0, 2, 3))
     counts = torch.full_like(mean, count)
     if group is not None:
-        return combine(group.gather(torch.stack((counts, mean, m2)).unsqueeze(0)))
-    return mean, m2 / count, counts
-
-
-def combine(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and count of all parts [P, 3, C] together; a part is (count, mean, squared deviations)."""
-    counts, means, m2s = parts.unbind(1)
-    count = counts.sum(0)
-    mean = means[0] + (counts * (means - means[0])).sum(0) / count
-    m2 = m2s.sum(0) + (counts * (means - mean).square()).sum(0)
-    return mean, m2 / count, count
+        counts, mean, m2 = combine(exchanged(torch.stack((counts, mean, m2)).unsqueeze(0), group))
+    return mean, m2 / counts, counts
 
 
 def _shift(beta: Tensor | None, gain: Tensor, mean: Tensor) -> Tensor:
@@ -215,6 +228,6 @@ def _shift(beta: Tensor | None, gain: Tensor, mean: Tensor) -> Tensor:
     return -gain * mean if beta is None else torch.addcmul(beta, gain, mean, value=-1)
 
 
-def _normalised(z: Tensor, second: Tensor) -> Tensor:
+def _normalised(z: Tensor, of_z: LogitStatistics) -> Tensor:
     """gain z + offset."""
-    return torch.addcmul(second[1][:, None, None], second[0][:, None, None], z)
+    return torch.addcmul(per_channel(of_z.offset), per_channel(of_z.gain), z)

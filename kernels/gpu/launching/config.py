@@ -18,6 +18,7 @@ PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
 ONE_LAUNCH_BYTES = 64 * 1024  # a slab up to this takes about as long in one launch of the forward as in two
 NORM_PROGRAMS_PER_SM = 8  # strips of the BatchNorm forward; each reads all partial moments of its channels
 MOMENTS_PROGRAMS_PER_SM = 4  # of 4 warps; more write more partial moments
+FLAT_PROGRAMS_PER_SM = 8  # of the backward with BatchNorm, but for its march, which reads five sums of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class LaunchConfig:
     num_warps: int
     max_registers: int  # per lane
     strip_rows: int  # split: rows per program, a multiple of ROWS
+    flat_programs: int = FLAT_PROGRAMS_PER_SM  # of the backward with BatchNorm, in its flat passes
 
 
 @dataclasses.dataclass(frozen=True)

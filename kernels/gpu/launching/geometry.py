@@ -81,10 +81,18 @@ def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[st
     return {"CYCLE": cycle, "RUN": run} if cycle > 1 else {"CYCLE": 1, "RUN": 1}
 
 
-@functools.lru_cache
+CPU_SMS = 1
+"""Multiprocessors that launches on a CPU are planned for: the interpreter's programs run one after the other."""
+
+
 def num_sms(device: torch.device) -> int:
-    """Multiprocessors of the GPU; 1 in the interpreter, whose programs run one after the other."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    """Multiprocessors of the GPU."""
+    return _gpu_sms(device) if device.type == "cuda" else CPU_SMS
+
+
+@functools.lru_cache
+def _gpu_sms(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...contract import Options
 from ..device.moments import moments_kernel
 from ..norm_backward import norm_complete_kernel, norm_march_kernel, norm_reduce_kernel
 from ..norm_forward import norm_apply_kernel, norm_logits_kernel
@@ -26,7 +27,6 @@ from .geometry import (
 from .launch import Launch
 from .plans import KEPT, Layout, layout, map_dtype, meta
 
-FLAT_PROGRAMS_PER_SM = 8  # of the passes but the march, which reads five sums of each of the first pass's programs
 _MARCH_ONLY = ("BLOCK_C", "BLOCK_W", "EVEN_C")
 _FLAT_ONLY = ("BLOCK_P", "BLOCK_K")
 
@@ -95,21 +95,17 @@ def norm_forward_plan(
     stride: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
-    num_splits: int,
-    eps1: float,
-    eps2: float,
-    relu_u: bool,
-    relu_z: bool,
-    out_dtype: torch.dtype | None,
+    options: Options,
     x_parts: int,  # parts of the moments of x that programs combine; 0: no depthwise norm
     z_parts: int | None,  # likewise of the logits; None: those of this call
     config: LaunchConfig | None,  # None: chosen here
 ) -> NormForwardPlan:
     """For x [N, C, H, W] of this shape, stride, type and device, not empty."""
     n, c, h, w = shape
-    g, group = num_splits, c // num_splits
+    g = options.num_splits
+    group = c // g
     x = meta(shape, stride, dtype)
-    y = torch.empty_like(x, dtype=out_dtype)
+    y = torch.empty_like(x, dtype=options.out_dtype)
     channels_last = is_channels_last(x)
     if config is None:
         config = configs.norm_forward_config((n, c, h, w), g, dtype.itemsize, channels_last, num_sms(device))
@@ -118,7 +114,7 @@ def norm_forward_plan(
         z_parts = n * strips
     flat = is_flat(x) and is_flat(y)
     block_m, block_parts = configs.combine_blocks(group, config.num_warps)
-    options = tiles(config, group)
+    tile = tiles(config, group)
     shared: dict[str, Any] = {
         "BLOCK_Z": 128 * config.num_warps,
         "CHANNELS_LAST": channels_last,
@@ -126,21 +122,21 @@ def norm_forward_plan(
         "WIDE": is_wide(x) or is_wide(y),
     }
     logits: dict[str, Any] = {
-        **{name: value for name, value in options.items() if name not in _FLAT_ONLY},
+        **{name: value for name, value in tile.items() if name not in _FLAT_ONLY},
         **runs(x, config),
         **shared,
-        "EPS": eps1,
+        "EPS": options.eps1,
         "ROWS": ROWS,
         "BLOCK_M": block_m,
         "BLOCK_PARTS": block_parts,
-        "RELU_U": relu_u,
+        "RELU_U": options.relu_u,
     }
     apply: dict[str, Any] = {
-        **{name: value for name, value in options.items() if name not in _MARCH_ONLY},
+        **{name: value for name, value in tile.items() if name not in _MARCH_ONLY},
         **run_cycle(group, x, y, config),
         **shared,
-        "EPS": eps2,
-        "RELU_Z": relu_z,
+        "EPS": options.eps2,
+        "RELU_Z": options.relu_z,
         "FLAT": flat,
     }
     logits_numbers = (x_parts, h, w, group, g, strips, strip_rows, *stride)
@@ -179,10 +175,7 @@ def norm_backward_plan(
     device: torch.device,
     dy_stride: tuple[int, ...],  # those of x where there is no dy
     dy_dtype: torch.dtype,
-    num_splits: int,
-    eps1: float,
-    relu_u: bool,
-    relu_z: bool,
+    options: Options,
     batch1: bool,  # the norms that take their statistics from this batch
     batch2: bool,
     has_beta1: bool,
@@ -194,6 +187,7 @@ def norm_backward_plan(
     x, dy = meta(shape, stride, dtype), meta(shape, dy_stride, dy_dtype)
     dx = torch.empty_like(x)
     channels_last = is_channels_last(x)
+    num_splits = options.num_splits
     size, slabs = c // num_splits, n * num_splits
     if config is None:
         config = configs.backward_config(
@@ -209,11 +203,11 @@ def norm_backward_plan(
     flat_dx = flat and is_flat(dx)
     vec = vector_width(channels_last, size, x) if flat else 1
     vec_dx = vector_width(channels_last, size, x, dx) if flat_dx else 1
-    options = tiles(config, size)
-    block_k = options.pop("BLOCK_K")
+    tile = tiles(config, size)
+    block_k = tile.pop("BLOCK_K")
     common: dict[str, Any] = {
-        **{name: options.pop(name) for name in ("BLOCK_P", "num_warps", "maxnreg") if name in options},
-        "RELU_Z": relu_z,
+        **{name: tile.pop(name) for name in ("BLOCK_P", "num_warps", "maxnreg") if name in tile},
+        "RELU_Z": options.relu_z,
         "CHANNELS_LAST": channels_last,
         "VEC_DY": vector_width(channels_last, size, dy) if flat_dy else 1,
         "WIDE": is_wide(x) or is_wide(dy) or is_wide(dx),
@@ -222,11 +216,11 @@ def norm_backward_plan(
     reduce = {**common, "BLOCK_K": block_k, "FLAT": flat, "FLAT_DY": flat_dy, "VEC": vec}
     march = {
         **common,
-        **options,
+        **tile,
         **march_tile(config, w, channels_last),
         "BLOCK_N": 32 * config.num_warps // block_i,
         "BLOCK_I": block_i,
-        "RELU_U": relu_u,
+        "RELU_U": options.relu_u,
         "BATCH_Z": batch2,
         "SUM_IMAGES": batch2 or has_beta2,
         "VEC": vec_dx,
@@ -234,7 +228,7 @@ def norm_backward_plan(
     complete = {
         **common,
         **half_tile(config, channels_last),
-        "EPS_1": eps1,
+        "EPS_1": options.eps1,
         "FLAT": flat_dx,
         "FLAT_DY": flat_dy,
         "VEC": vec_dx,
@@ -257,7 +251,7 @@ def norm_backward_plan(
 def chunk_pixels(config: LaunchConfig, slabs: int, h: int, w: int, num_sms: int) -> int:
     """Pixels per program of the flat passes: as many strips as fill the GPU, in whole tiles."""
     strip_rows = config.strip_rows or ROWS
-    wanted = cdiv(FLAT_PROGRAMS_PER_SM * num_sms, slabs)  # programs per slab
+    wanted = cdiv(config.flat_programs * num_sms, slabs)  # programs per slab
     rows = max(cdiv(h, strip_rows) // wanted, 1) * strip_rows
     return cdiv(rows * w, config.block_p) * config.block_p
 

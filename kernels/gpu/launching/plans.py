@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...contract import Options
 from ..backward import backward_kernel
 from ..forward import forward_kernel
 from ..norm_forward import folded_kernel
@@ -53,17 +54,15 @@ def forward_plan(
     stride: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
-    num_splits: int,
-    relu_u: bool,
-    relu_z: bool,
-    out_dtype: torch.dtype | None,
+    options: Options,
     config: LaunchConfig | None,  # None: chosen here
-    norm_eps: tuple[float, float] | None = None,  # of the norms, where they are folded in the kernel
+    folded: bool = False,  # fixed norms are folded in the kernel
 ) -> ForwardPlan:
     """For x [N, C, H, W] of this shape, stride, type and device."""
     n, c, h, w = shape
+    num_splits = options.num_splits
     x = meta(shape, stride, dtype)
-    y = torch.empty_like(x, dtype=out_dtype)
+    y = torch.empty_like(x, dtype=options.out_dtype)
     group = c // num_splits
     channels_last = is_channels_last(x)
     if config is None:
@@ -75,8 +74,8 @@ def forward_plan(
         **tiles(config, group),
         "ROWS": ROWS,
         **runs(x, config),
-        "RELU_U": relu_u,
-        "RELU_Z": relu_z,
+        "RELU_U": options.relu_u,
+        "RELU_Z": options.relu_z,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
         **run_cycle(group, x, y, config),
@@ -84,10 +83,10 @@ def forward_plan(
         "WIDE": is_wide(x) or is_wide(y),
     }
     kernel = forward_kernel
-    if norm_eps is not None:
+    if folded:
         kernel = folded_kernel
         block_m, _ = configs.combine_blocks(group, config.num_warps)
-        constants |= {"EPS1": norm_eps[0], "EPS2": norm_eps[1], "BLOCK_M": block_m}
+        constants |= {"EPS1": options.eps1, "EPS2": options.eps2, "BLOCK_M": block_m}
     slabs = n * num_splits
     phases = [((slabs, 1), True, True)]
     if config.split:
@@ -126,10 +125,8 @@ def backward_plan(
     device: torch.device,
     dy_stride: tuple[int, ...],  # those of x where there is no dy
     dy_dtype: torch.dtype,
-    num_splits: int,
+    options: Options,
     has_shift: bool,
-    relu_u: bool,
-    relu_z: bool,
     config: LaunchConfig | None,  # None: chosen here
 ) -> BackwardPlan:
     """For x [N, C, H, W] of this shape, stride, type and device, not empty."""
@@ -137,6 +134,7 @@ def backward_plan(
     x, dy = meta(shape, stride, dtype), meta(shape, dy_stride, dy_dtype)
     dx = torch.empty_like(x)
     channels_last = is_channels_last(x)
+    num_splits = options.num_splits
     group = c // num_splits
     if config is None:
         config = configs.backward_config(
@@ -147,13 +145,13 @@ def backward_plan(
     pitch = configs.border_pitch(w, config, channels_last)
     chunk = configs.chunk_pixels(w, config)
     chunks = cdiv(h * w, chunk)
-    sizes = [c] * (3 if has_shift else 2) + [num_splits] * relu_z
+    sizes = [c] * (3 if has_shift else 2) + [num_splits] * options.relu_z
     flat, flat_dy = is_flat(x), is_flat(dy)
     constants = {
         **tiles(config, group),
         **march_tile(config, w, channels_last),
-        "RELU_U": relu_u,
-        "RELU_Z": relu_z,
+        "RELU_U": options.relu_u,
+        "RELU_Z": options.relu_z,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
         "FLAT_DY": flat_dy,

@@ -9,6 +9,7 @@ import json
 
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import Options
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu.launching import config as configs
 
@@ -23,9 +24,10 @@ def marches(x: Tensor) -> dict[str, tuple[int, int]]:
         dataclasses.replace(choose(shape, 1, 4, False, 1), split=True, strip_rows=configs.ROWS)
         for choose in (configs.forward_config, configs.backward_config)
     )
+    options = Options(1, False, False)
     with resources.compile_only(90) as compiled:
-        launcher.forward(x, p, None, p, None, 1, False, False, None, False, config=forward)
-        launcher.backward(x, None, x, p, None, p, None, z, lse, 1, False, False, config=backward)
+        launcher.forward(x, p, None, p, None, options, config=forward)
+        launcher.backward(x, None, x, p, None, p, None, z, lse, options, config=backward)
     found = {}
     for kernel, constants in compiled:
         name = "logits" if constants.get("LOGITS") else "march" if constants.get("MARCH") else None

@@ -9,14 +9,12 @@ import itertools
 
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import (
     backend as launcher,
 )
 from ulsam_fused.kernels.gpu import (
     norm_backend as norm_launcher,
-)
-from ulsam_fused.kernels.gpu import (
-    norm_backward_backend as norm_backward_launcher,
 )
 from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.geometry import is_channels_last
@@ -39,11 +37,11 @@ def call(x: Tensor, num_splits: int, split: bool, *, biases: bool, maps: bool, d
         for choose in (configs.forward_config, configs.backward_config)
     )
     _, attention, z, lse = launcher.forward(
-        x, p, shift, p, b, num_splits, biases, not biases, torch.float32, maps, maps, config=forward
+        x, p, shift, p, b, Options(num_splits, biases, not biases, torch.float32, maps, maps), config=forward
     )
     da = attention if maps else None
     lse = meta(n, num_splits, dtype=z.dtype) if lse is None else lse
-    launcher.backward(dy, da, x, p, shift, p, b, z, lse, num_splits, biases, not biases, config=backward)
+    launcher.backward(dy, da, x, p, shift, p, b, z, lse, Options(num_splits, biases, not biases), config=backward)
 
 
 def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, beta: bool, dy: Tensor | None) -> None:
@@ -54,9 +52,10 @@ def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, bet
     config = configs.backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     z = meta(n, g, h, w)
-    norm_backward_launcher.norm_backward(
+    norm_launcher.norm_backward(
         dy, z if dy is None else None, x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None,
-        k if beta else None, z, meta(n, g), meta(5, c), meta(6, g), g, 1e-5, not beta, beta, config=config,
+        k if beta else None, NormSaved(z, meta(n, g), meta(5, c), meta(6, g)),
+        Options(g, not beta, beta, eps1=1e-5), config=config,
     )  # fmt: skip
 
 
@@ -69,9 +68,12 @@ def call_norm_forward(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: b
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     half1, half2 = meta(c, dtype=torch.bfloat16), meta(g, dtype=torch.bfloat16)
     norm_launcher.norm_forward(
-        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None, g,
-        1e-5, 1e-3, not beta, beta, torch.float32, beta, (half1, half1, p, 0.1) if beta and batch1 else None,
-        (half2, half2, None, 1.0) if beta and batch2 else None, config=config,
+        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None,
+        Options(g, not beta, beta, torch.float32, beta, eps1=1e-5, eps2=1e-3),
+        Exchange(
+            Running(half1, half1, p, 0.1) if beta and batch1 else None,
+            Running(half2, half2, None, 1.0) if beta and batch2 else None,
+        ), config=config,
     )  # fmt: skip
 
 
@@ -82,8 +84,9 @@ def call_folded(x: Tensor, g: int, split: bool, *, dw: bool, norm1: bool, beta: 
     config = configs.forward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     norm_launcher.folded_forward(
-        x, p if dw else None, p if beta else None, (p, p if beta else None, p, p, 1e-5) if norm1 else None,
-        p, k if beta else None, (k, k if beta else None, k, k, 1e-3), g, beta, not beta, None, beta, config=config,
+        x, p if dw else None, p if beta else None, FixedNorm(p, p, p, p, 1e-5) if norm1 else None,
+        p, k if beta else None, FixedNorm(k, k, k, k, 1e-3),
+        Options(g, beta, not beta, None, beta, eps1=1e-5, eps2=1e-3), config=config,
     )  # fmt: skip
 
 

@@ -13,14 +13,12 @@ import triton
 from torch import Tensor
 from triton import knobs
 from triton.compiler.compiler import LazyDict
+from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import (
     backend as launcher,
 )
 from ulsam_fused.kernels.gpu import (
     norm_backend as norm_launcher,
-)
-from ulsam_fused.kernels.gpu import (
-    norm_backward_backend as norm_backward_launcher,
 )
 from ulsam_fused.kernels.gpu.launching import launch
 
@@ -71,7 +69,7 @@ def calls() -> Iterator[Callable[[], object]]:
     z, lse = tensor(n, g, h, w), tensor(n, g)
 
     def forward(x: Tensor, p: Tensor, b: Tensor | None, maps: bool, lse: bool) -> Callable[[], object]:
-        return lambda: launcher.forward(x, p, None if b is None else p, p, b, g, False, False, None, maps, lse)
+        return lambda: launcher.forward(x, p, None if b is None else p, p, b, Options(g, False, False, None, maps, lse))
 
     yield forward(x, p, None, False, False)
     yield forward(x, p_half, None, False, False)
@@ -81,38 +79,40 @@ def calls() -> Iterator[Callable[[], object]]:
     yield forward(x, p, None, True, True)
     yield forward(x.to(memory_format=torch.channels_last), p, None, False, False)
     ones = tensor(1, 1, 1, 1)
-    yield lambda: launcher.forward(ones, p[:1], None, p[:1], None, 1, False, False, None, False, False)
+    yield lambda: launcher.forward(ones, p[:1], None, p[:1], None, Options(1, False, False, need_lse=False))
 
     def backward(dy: Tensor | None, da: Tensor | None, shift: Tensor | None) -> Callable[[], object]:
-        return lambda: launcher.backward(dy, da, x, p, shift, p, None, z, lse, g, False, False)
+        return lambda: launcher.backward(dy, da, x, p, shift, p, None, z, lse, Options(g, False, False))
 
     yield backward(x, None, None)
     yield backward(odd, None, None)
     yield backward(None, d_attention, p)
 
-    def folded(x: Tensor, dw: Tensor | None, norm1: Any) -> Callable[[], object]:
-        norm2 = (b, b, b, b, 1e-3)
-        return lambda: norm_launcher.folded_forward(x, dw, p, norm1, p, b, norm2, g, True, True, None, False)
+    def folded(x: Tensor, dw: Tensor | None, norm1: FixedNorm | None) -> Callable[[], object]:
+        norm2 = FixedNorm(b, b, b, b, 1e-3)
+        options = Options(g, dw is not None, True, eps1=1e-5, eps2=1e-3)
+        return lambda: norm_launcher.folded_forward(x, dw, p, norm1, p, b, norm2, options)
 
-    yield folded(x, p, (p, p, p, p, 1e-5))
-    yield folded(x, p, (p, p, p, p_odd, 1e-5))
+    yield folded(x, p, FixedNorm(p, p, p, p, 1e-5))
+    yield folded(x, p, FixedNorm(p, p, p, p_odd, 1e-5))
     yield folded(x, None, None)
 
-    def norm_forward(x: Tensor, running: Any, need: bool = False) -> Callable[[], object]:
-        arguments = (x, p, p, p, p, b, b, g, 1e-5, 1e-3, True, True, None, need, running, None)
-        return lambda: norm_launcher.norm_forward(*arguments)
+    def norm_forward(x: Tensor, momentum: float | None) -> Callable[[], object]:
+        exchange = Exchange(None if momentum is None else Running(p, p, p, momentum))
+        options = Options(g, True, True, eps1=1e-5, eps2=1e-3)
+        return lambda: norm_launcher.norm_forward(x, p, p, p, p, b, b, options, exchange)
 
     yield norm_forward(x, None)
-    yield norm_forward(x, (p, p, p, 0.1))
-    yield norm_forward(x, (p, p, p, 0.3))
-    yield norm_forward(x, (p, p, p, 1.0))
+    yield norm_forward(x, 0.1)
+    yield norm_forward(x, 0.3)
+    yield norm_forward(x, 1.0)
     yield norm_forward(odd, None)
 
     first, second = tensor(5, c), tensor(6, g)
 
     def norm_backward(dy: Tensor, gamma1: Tensor | None) -> Callable[[], object]:
-        arguments = (dy, None, x, p, gamma1, p, p, b, b, z, lse, first, second, g, 1e-5, True, True)
-        return lambda: norm_backward_launcher.norm_backward(*arguments)
+        saved, options = NormSaved(z, lse, first, second), Options(g, True, True, eps1=1e-5)
+        return lambda: norm_launcher.norm_backward(dy, None, x, p, gamma1, p, p, b, b, saved, options)
 
     yield norm_backward(x, p)
     yield norm_backward(odd, p)

@@ -44,7 +44,7 @@ def test_forward_stays_inside_its_tensors(
 ) -> None:
     case = make_case(shape, 2, dtype, device, channels_last=dtype == torch.float16)
     guarded_inputs(case, guards)
-    y, A, z, lse = launcher.forward(*case.tensors(), 2, False, False, torch.float32, True, config=config)
+    y, A, z, lse = launcher.forward(*case.tensors(), case.options(out_dtype=torch.float32), config=config)
     assert guards.stand()
     assert not any(t.isnan().any() for t in (y, A, z, lse))
 
@@ -58,7 +58,7 @@ def test_backward_stays_inside_its_tensors(
     z, lse = saved(case)
     guarded_inputs(case, guards)
     gradients = launcher.backward(
-        case.dy, case.d_attention, *case.tensors(), guards.constant(z), guards.constant(lse), 2, True, True,
+        case.dy, case.d_attention, *case.tensors(), guards.constant(z), guards.constant(lse), case.options(),
         config=config,
     )  # fmt: skip
     assert guards.stand()
@@ -77,7 +77,7 @@ def test_the_guards_see_a_stray_write_and_an_unwritten_element(guards: Guards) -
 def test_two_runs_agree_bit_by_bit(shape: tuple[int, int, int, int], config: LaunchConfig, device: str) -> None:
     case = make_case(shape, 2, torch.float32, device, relu_u=True, relu_z=True)
     first, second = (
-        (*launcher.forward(*case.tensors(), 2, True, True, None, True, config=config), run_backward(
+        (*launcher.forward(*case.tensors(), case.options(), config=config), run_backward(
             launcher, case, *saved(case), config=config
         ))
         for _ in range(2)

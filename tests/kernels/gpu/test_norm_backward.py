@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import NormSaved
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig
 
 from tests.helpers.launches import slab, split
@@ -31,7 +32,7 @@ from tests.helpers.norm_golden import (
     saved,
 )
 
-norm_launcher = pytest.importorskip("ulsam_fused.kernels.gpu.norm_backward_backend", reason="needs Triton")
+norm_launcher = pytest.importorskip("ulsam_fused.kernels.gpu.norm_backend", reason="needs Triton")
 norm_plans = pytest.importorskip("ulsam_fused.kernels.gpu.launching.norm_plans", reason="needs Triton")
 launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
 
@@ -325,8 +326,8 @@ def test_group(dtype: torch.dtype, relu_z: bool, batch1: bool, batch2: bool, dev
         first[4] *= 2
     second[5] *= 2
     gradients = norm_launcher.norm_backward(
-        case.dy, case.d_attention, *case.tensors(), z, lse, first, second, case.num_splits, case.eps1, case.relu_u,
-        case.relu_z, group, config=slab(),
+        case.dy, case.d_attention, *case.tensors(), NormSaved(z, lse, first, second), case.options(), group,
+        config=slab(),
     )  # fmt: skip
     assert group.calls == batch1 + batch2
     stacked = {name: torch.cat((t, t)) for name in ("x", "dy", "d_attention") if (t := getattr(case, name)) is not None}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import FixedNorm
 from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig, MomentsConfig
 
@@ -295,12 +296,12 @@ def test_an_empty_process_changes_nothing(device: str) -> None:
 
 
 def folded(case: NormCase, buffers: Buffers, config: LaunchConfig | None, **options: Any) -> dict[str, Tensor]:
-    norm1 = (case.gamma1, case.beta1, buffers.mean1, buffers.var1, case.eps1)
-    norm2 = (case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
+    norm1 = FixedNorm(case.gamma1, case.beta1, buffers.mean1, buffers.var1, case.eps1)
+    norm2 = FixedNorm(case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
     arguments = {"dw": case.dw, "out_dtype": None, "need_attention": True} | options
     y, A = launcher.folded_forward(
-        case.x, arguments["dw"], buffers.bias1, norm1, case.pw, buffers.bias2, norm2, case.num_splits,
-        case.relu_u, case.relu_z, arguments["out_dtype"], arguments["need_attention"], config=config,
+        case.x, arguments["dw"], buffers.bias1, norm1, case.pw, buffers.bias2, norm2,
+        case.options(out_dtype=arguments["out_dtype"], need_attention=arguments["need_attention"]), config=config,
     )  # fmt: skip
     return {"y": y, "A": A}
 
@@ -345,9 +346,9 @@ def test_folded_pooling_x_itself(config: LaunchConfig, device: str) -> None:
 def test_folded_without_a_first_norm(device: str) -> None:
     case = make_norm_case((2, 6, 3, 5), 2, device=device)
     buffers = make_buffers(case)
-    norm2 = (case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
+    norm2 = FixedNorm(case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
     y, A = launcher.folded_forward(
-        case.x, case.dw, case.beta1, None, case.pw, buffers.bias2, norm2, 2, True, True, None, True, config=slab()
+        case.x, case.dw, case.beta1, None, case.pw, buffers.bias2, norm2, case.options(), config=slab()
     )
     alike = dataclasses.replace(case, gamma1=torch.ones_like(case.dw), eps1=0.0)
     at_rest = dataclasses.replace(buffers, mean1=torch.zeros_like(case.dw), var1=torch.ones_like(case.dw), bias1=None)

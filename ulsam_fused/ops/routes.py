@@ -1,0 +1,81 @@
+"""Which way a call takes. It is decided once, at the top of the call, and handed down; `uf.explain` prints it.
+
+way         reference   the formula in eager PyTorch, which transforms and exporters see through
+            operator    the registered operator: compilation, export, a dispatch mode or a tensor subclass looks on
+            direct      the backend itself, past the dispatcher
+dw_norm,    None        there is no norm after this convolution
+pw_norm     fixed       running statistics: the norm is an affine map and folds into the convolution
+            batch       the statistics of this batch
+folded      both norms are fixed and the backend folds them inside its own launch; else PyTorch folds them before it
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import tracing
+
+Way = Literal["reference", "operator", "direct"]
+Statistics = Literal["fixed", "batch"]
+
+
+class Route(NamedTuple):
+    way: Way
+    backend: str  # the name asked for, or "auto"
+    dw_norm: Statistics | None = None
+    pw_norm: Statistics | None = None
+    folded: bool = False
+
+
+def way_of(x: Tensor, backend: str) -> Way:
+    """backend: as `backends.requested` gives it."""
+    if backend == "reference" or tracing.needs_plain_pytorch():
+        return "reference"
+    return "operator" if tracing.needs_op(x) else "direct"
+
+
+def general_route(x: Tensor, backend: str) -> Route:
+    """Of `subspace_attention`."""
+    return Route(way_of(x, backend), backend)
+
+
+def norm_route(
+    x: Tensor,
+    backend: str,
+    *,
+    dw_batch: bool,  # by BatchNorm's rule this norm takes the statistics of the batch
+    pw_batch: bool,
+    pool_input: bool,  # u changes nothing but dw_norm's statistics
+    shared: bool,  # several processes share the batch
+    gradients: bool,  # a gradient may be asked for
+) -> Route:
+    """Of the form with norms. Only a backend itself talks to other processes, so a shared batch goes there directly."""
+    way = way_of(x, backend)
+    if shared:
+        if backend == "reference":
+            raise RuntimeError('backend "reference" cannot share the statistics of a batch between processes')
+        way = "operator" if tracing.needs_op(x) else "direct"
+    if way != "reference":
+        if x.shape[0] == 0 and not shared:  # no statistics: nothing is updated, and every gradient is 0
+            dw_batch = pw_batch = False
+        dw_batch = dw_batch and not pool_input
+    fixed = not dw_batch and not pw_batch
+    if shared and not fixed:
+        way = "direct"
+    return Route(
+        way,
+        backend,
+        "batch" if dw_batch else "fixed",
+        "batch" if pw_batch else "fixed",
+        folded=fixed and way == "direct" and not gradients,
+    )
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a gradient may be asked for."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
