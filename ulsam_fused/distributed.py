@@ -1,7 +1,6 @@
 """Statistics of a batch that several processes share: torch.nn.SyncBatchNorm for this layer, on any device."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 class Group:
     """The processes that share a batch; `process_group` None is the default one."""
 
-    process_group: Any
+    process_group: "dist.ProcessGroup | None"
 
     def gather(self, moments: Tensor) -> Tensor:
         """[P, 3, C] of this process -> [processes * P, 3, C] of all, in the order of ranks."""
@@ -32,10 +31,12 @@ class SharesBatch:
     """A layer whose norms can share their batch's statistics with other processes: see `sync_batchnorm`."""
 
     synchronised = False
-    process_group: Any = None
+    process_group: "dist.ProcessGroup | None" = None
 
 
-def group_of(norms: tuple[nn.Module, nn.Module], synchronised: bool, process_group: Any) -> Group | None:
+def group_of(
+    norms: tuple[nn.Module, nn.Module], synchronised: bool, process_group: "dist.ProcessGroup | None"
+) -> Group | None:
     """The processes that a layer's norms in training mode share their batch with; None where they are alone.
 
     They share it where they were converted to torch.nn.SyncBatchNorm, or their layer by `sync_batchnorm`.
@@ -54,7 +55,7 @@ def group_of(norms: tuple[nn.Module, nn.Module], synchronised: bool, process_gro
     return Group(process_group) if dist.get_world_size(process_group) > 1 else None
 
 
-def sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Module:
+def sync_batchnorm(model: nn.Module, process_group: "dist.ProcessGroup | None" = None) -> nn.Module:
     """Make every fused layer with norms in `model` share its batch's statistics with other processes, on any device.
 
     Where processes train one model with torch.nn.parallel.DistributedDataParallel or FSDP, the sums of both norms are

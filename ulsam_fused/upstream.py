@@ -5,7 +5,7 @@
 Source: https://github.com/Nandan91/ULSAM; Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,11 +13,25 @@ from torch import Tensor
 from . import modules, state_dict
 from .ops.norm_attention import authors_dtype
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Options(TypedDict, total=False):
+    """What the constructors here take besides the authors' arguments; see `ulsam_fused.ULSAM`."""
+
+    momentum: float | None
+    eps: float
+    out_dtype: torch.dtype | None
+    backend: str
+    device: torch.device | str | int | None
+    dtype: torch.dtype | None
+
 
 class _Upstream(modules.ULSAM):
     writes_authors_keys = True
 
-    def __init__(self, channels: int, num_splits: int, legacy_maxpool_input: bool, options: dict[str, Any]) -> None:
+    def __init__(self, channels: int, num_splits: int, legacy_maxpool_input: bool, options: Options) -> None:
         super().__init__(channels, num_splits, bias=True, activation="relu", norm="batch", **options)
         self.legacy_maxpool_input = legacy_maxpool_input
         state_dict.write_authors_keys(self)
@@ -66,7 +80,7 @@ class ULSAM(_Upstream):
         num_splits: int | None = None,
         *,
         legacy_maxpool_input: bool = False,
-        **options: Any,
+        **options: "Unpack[Options]",
     ) -> None:
         if num_splits is None:
             raise TypeError(
@@ -86,6 +100,6 @@ class SubSpace(_Upstream):
 
     subspace_prefix = ""
 
-    def __init__(self, nin: int, *, legacy_maxpool_input: bool = False, **options: Any) -> None:
+    def __init__(self, nin: int, *, legacy_maxpool_input: bool = False, **options: "Unpack[Options]") -> None:
         super().__init__(nin, 1, legacy_maxpool_input, options)
         self.nin = self.channels

@@ -187,7 +187,7 @@ def test_no_function_without_gradient(device: str, backend: str, monkeypatch: py
 def test_plain_eager_calls_skip_the_dispatcher(device: str, backend: str) -> None:
     layer, x = uf.ULSAM(4, 2, backend=backend).to(device), torch.randn(1, 4, 3, 3, device=device)
     w, v = layer.dw_weight, layer.pw_weight
-    rest = (None, v, None, 2, False, False, None, False, False, backend)
+    rest = (None, v, None, *Options(2, False, False, need_lse=False, backend=backend))
     seen = []
     for call in (lambda: layer(x), lambda: torch.ops.ulsam_fused.forward(x, w, *rest)):
         with torch.no_grad(), torch.profiler.profile() as profile:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import Forward, Gradients, Options
 
 from ulsam_fused import reference
 from ulsam_fused.torch_backend import backend as torch_backend
@@ -104,10 +105,21 @@ def of_reference(case: Case, dtype: torch.dtype, out_dtype: torch.dtype | None =
 
 
 def of_backend(case: Case, out_dtype: torch.dtype | None = None) -> list[Tensor | None]:
-    x, scale, shift, v, b, num_splits, relu_u, relu_z, dy, d_attention = case
-    y, A, z, lse = torch_backend.forward(x, scale, shift, v, b, num_splits, relu_u, relu_z, out_dtype, True)
-    gradients = torch_backend.backward(dy, d_attention, x, scale, shift, v, b, z, lse, num_splits, relu_u, relu_z)
-    return [y, A, *gradients]
+    y, A, z, lse = forward(case, out_dtype)
+    return [y, A, *backward(case, z, lse)]
+
+
+def forward(case: Case, out_dtype: torch.dtype | None = None, need_attention: bool = True) -> Forward:
+    options = Options(case.num_splits, case.relu_u, case.relu_z, out_dtype, need_attention)
+    return torch_backend.forward(case.x, case.scale, case.shift, case.v, case.b, options)
+
+
+def backward(case: Case, z: Tensor, lse: Tensor | None) -> Gradients:
+    assert lse is not None
+    options = Options(case.num_splits, case.relu_u, case.relu_z)
+    return torch_backend.backward(
+        case.dy, case.d_attention, case.x, case.scale, case.shift, case.v, case.b, z, lse, options
+    )
 
 
 def assert_equal(case: Case) -> None:
@@ -196,8 +208,8 @@ def test_ties_go_to_the_first_maximum(sign: float, layout: str) -> None:
     d_attention = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
     d_attention[0, 0, 2, 3] = 1.0  # the window of the last pixel: its first pixel is (1, 2)
     case = Case(x, scale, None, v, None, 1, d_attention=d_attention)
-    _, _, z, lse = torch_backend.forward(*case[:8], None, True)
-    dx, *_ = torch_backend.backward(None, d_attention, *case[:5], z, lse, *case[5:8])
+    _, _, z, lse = forward(case)
+    dx, *_ = backward(case, z, lse)
     first = [(max(h - 1, 0), max(w - 1, 0)) for h in range(3) for w in range(4)]
     dl = (d_attention - 1 / 12).flatten() / 12  # all of A is 1/12
     expected = torch.zeros(2, 3, 4, dtype=torch.float64)
@@ -232,14 +244,14 @@ def test_nan_and_infinity_reach_what_they_reach_in_the_reference(
 def test_a_shift_far_below_zero_leaves_exactly_zero() -> None:
     case = make((2, 4, 5, 5), 2, dtype=torch.float32)
     case = case._replace(shift=torch.full((4,), -1e4), b=None)
-    _, A, z, _ = torch_backend.forward(*case[:8], None, True)
+    _, A, z, _ = forward(case)
     assert not z.any()
     torch.testing.assert_close(A, torch.full_like(A, 1 / 25))
 
 
 def test_logits_and_their_normaliser() -> None:
     case = make((2, 8, 6, 5), 4)
-    _, A, z, lse = torch_backend.forward(*case[:8], None, True)
+    _, A, z, lse = forward(case)
     assert (z < 0).any()  # before act_z
     assert z.shape == A.shape == (2, 4, 6, 5)
     assert z.is_contiguous()
@@ -253,12 +265,12 @@ def test_types_strides_and_fresh_results(out_dtype: torch.dtype | None, layout: 
     case = make((2, 8, 6, 5), 4, dtype=torch.bfloat16, layout=layout)
     copies = [t.clone() for t in case if isinstance(t, Tensor)]
     with torch.no_grad():
-        y, A, z, lse = torch_backend.forward(*case[:8], out_dtype, False)
+        y, A, z, lse = forward(case, out_dtype, need_attention=False)
         assert y.dtype == (out_dtype or torch.bfloat16)
         assert y.stride() == torch.empty_like(case.x).stride()
         assert A is None
         assert z.dtype == lse.dtype == torch.float32
-        gradients = torch_backend.backward(case.dy, case.d_attention, *case[:5], z, lse, *case[5:8])
+        gradients = backward(case, z, lse)
     assert gradients[0].stride() == torch.empty_like(case.x).stride()
     assert all(d is not None and d.dtype == torch.bfloat16 for d in gradients)
     given = [t for t in case if isinstance(t, Tensor)]
@@ -271,8 +283,8 @@ def test_types_strides_and_fresh_results(out_dtype: torch.dtype | None, layout: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_results_share_no_memory_with_the_arguments(dtype: torch.dtype) -> None:
     case = make((1, 1, 1, 1), 1, dtype=dtype, relu=(False, False), shift=False, b=False)
-    y, A, z, lse = torch_backend.forward(*case[:8], None, True)
-    gradients = torch_backend.backward(case.dy, case.d_attention, *case[:5], z, lse, *case[5:8])
+    y, A, z, lse = forward(case)
+    gradients = backward(case, z, lse)
     tensors = [t for t in (*case, y, A, z, lse, *gradients) if isinstance(t, Tensor)]
     assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
 
@@ -312,14 +324,14 @@ class Layer(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, v: Tensor, b: Tensor, relu: bool
     ) -> tuple[Tensor, Tensor]:
-        y, A, z, lse = torch_backend.forward(x, scale, shift, v, b, 2, relu, relu, None, True)
+        y, A, z, lse = torch_backend.forward(x, scale, shift, v, b, Options(2, relu, relu, need_attention=True))
         ctx.save_for_backward(x, scale, shift, v, b, z, lse)
         ctx.relu = relu
         return y, A
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, d_attention: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *torch_backend.backward(dy, d_attention, *ctx.saved_tensors, 2, ctx.relu, ctx.relu), None
+        return *torch_backend.backward(dy, d_attention, *ctx.saved_tensors, Options(2, ctx.relu, ctx.relu)), None
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -33,7 +33,7 @@ from ..kernels.contract import (
     NormSaved,
     Options,
 )
-from ..kernels.partial_moments import combine, exchanged
+from ..kernels.partial_moments import combine
 from . import backend
 from .batch_norm import fold, update_running
 from .primitives import (
@@ -219,7 +219,7 @@ def _moments(x: Tensor, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
         m2 += (x[i] - per_channel(mean)).square_().sum((0, 2, 3))
     counts = torch.full_like(mean, count)
     if group is not None:
-        counts, mean, m2 = combine(exchanged(torch.stack((counts, mean, m2)).unsqueeze(0), group))
+        counts, mean, m2 = combine(group.gather(torch.stack((counts, mean, m2)).unsqueeze(0)))
     return mean, m2 / counts, counts
 
 
