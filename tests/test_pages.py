@@ -1,4 +1,4 @@
-"""What the pages say: their code runs, their links lead somewhere, README stays short."""
+"""What the pages say: their code runs, their links and file names exist, README stays short."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,15 @@ from ulsam_fused.cli import COMMANDS
 
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FOLDERS = ("benchmarks", "docs", "examples", "kernels", "tests", "ulsam_fused", ".github")
+
+
+@pytest.fixture(scope="module")
+def paths() -> list[str]:
+    """Every file and folder of the repository, with a slash before it, and one after a folder."""
+    found = [*ROOT.glob("*.*"), *(ROOT / folder for folder in FOLDERS)]
+    found += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    return [f"/{path.relative_to(ROOT).as_posix()}{'/' * path.is_dir()}" for path in found]
 
 
 def test_readme_is_read_in_a_minute_or_two() -> None:
@@ -27,6 +36,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "training.md"], ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path, paths: list[str]) -> None:
+    """A name may leave out the folders that its context gives. (training.md names files of data sets.)"""
+    names = re.findall(r"`([\w./-]+\.(?:py|md|csv|yml|cff)|(?:[\w-]+/)+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in names if not any(path.endswith(f"/{name}") for path in paths)] == []
 
 
 def test_code_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
