@@ -1,11 +1,12 @@
-"""README's tables of figures, made from the files of measurements, never by hand.
+"""Writes the measured figures into README.md and docs/figures.md, between markers, from the files in results/.
 
-python -m benchmarks.published.tables            # rewrites README.md between its markers
-python -m benchmarks.published.tables --check    # exits 1 where README.md and the files differ
+python -m benchmarks.published.tables            # writes both pages
+python -m benchmarks.published.tables --check    # writes nothing; exits 1 where a page and the files differ
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -16,9 +17,10 @@ from benchmarks.published import plots
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+FIGURES = ROOT / "docs" / "figures.md"
 UNMEASURED = """\
-**Not measured yet.** No figure in this repository was taken on a GPU. The kernels compile for sm_80, sm_90 and sm_100
-with no spills, and their instructions are counted (`docs/performance-log.md`); that is a reason to expect speed, not a
+No figure in this repository was taken on a GPU yet. The kernels compile for sm_80, sm_90 and sm_100 with no spills, and
+their instructions are counted ([performance log](performance-log.md)). That is a reason to expect speed, not a
 measurement of it.
 """
 PROVIDERS = {  # of the JSON rows -> heading
@@ -31,6 +33,7 @@ PROVIDERS = {  # of the JSON rows -> heading
     "fused[torch]": "ours, paper's form",
 }
 COMPILED = "vectorised+compile"  # the peer to beat
+GAINS = {"forward": "runs forward", "train-norm": "trains"}  # direction: the words of README's sentence
 Row = dict[str, Any]
 Group = dict[str, Row]  # the rows of one case, direction, type and memory format, by provider
 
@@ -55,8 +58,8 @@ def cpu_tables(result: dict[str, Any]) -> str:
     detailed = {key: group for key, group in found.items() if "paper-eager" in group or "eager+compile" in group}
     providers = [name for name in PROVIDERS if any(name in group for group in detailed.values())]
     lines = [
-        f"Median milliseconds, float32, {result['threads']} threads of an {result['device']}, {_taken(result)}; in "
-        "brackets how many times faster than the authors' module in eager mode.",
+        f"Median milliseconds, float32, {result['threads']} threads of an {result['device']}, {_taken(result)}. In "
+        "brackets: how many times faster than the authors' module in eager mode.",
         "",
         "| | | " + " | ".join(PROVIDERS[name] for name in providers) + " |",
         "|---|---|" + "---|" * len(providers),
@@ -77,9 +80,9 @@ def _milliseconds(row: Row | None) -> str:
 def _ratios(found: dict[tuple[str, ...], Group]) -> list[str]:
     columns = (("forward", "fused[torch]"), ("forward+backward", "fused[torch]"), ("train-norm", "fused[torch]+norm"))
     lines = [
-        "Ours at every size, from the same run: milliseconds, how many times faster than the authors' module in eager "
-        "mode / than the vectorised form under torch.compile, and the time of a copy (of copies and sums, with "
-        "gradients) of the fewest bytes, in percent of ours.",
+        "Our times at every size, from the same run: milliseconds; how many times faster than the authors' module in "
+        "eager mode / than the vectorised form under torch.compile; the ceiling in percent of our time. The ceiling is "
+        "the time of copying the fewest bytes, or of copies and sums where gradients are taken.",
         "",
         "| | forward | forward+backward | train-norm (authors' form) |",
         "|---|---|---|---|",
@@ -114,10 +117,10 @@ def gpu_table(result: dict[str, Any], dtype: str = "float16") -> str:
         ("train-norm", "fused[triton]+norm"),
     )  # fmt: skip
     lines = [
-        f"Ours in {dtype}: median microseconds on the device, cold caches, {result['device']}, {_taken(result)}. Then "
-        "how many times faster than the authors' module in eager mode / than the vectorised form under torch.compile, "
-        "and the time of moving the fewest bytes, in percent of ours. Host: microseconds of a call at batch 1, without "
-        "gradients.",
+        f"Our times in {dtype}: median microseconds on the device, cold caches, {result['device']}, {_taken(result)}. "
+        "Then how many times faster than the authors' module in eager mode / than the vectorised form under "
+        "torch.compile; then the time of moving the fewest bytes, in percent of ours. Host: microseconds of a call at "
+        "batch 1, without gradients.",
         "",
         "| | | forward | backward | forward+backward | train-norm (authors' form) | host |",
         "|---|---|---|---|---|---|---|",
@@ -133,25 +136,54 @@ def gpu_table(result: dict[str, Any], dtype: str = "float16") -> str:
     return "\n".join(lines) + "\n"
 
 
-def rendered(readme: str) -> str:
-    """README's text with its tables and pictures made anew, each from the newest file of its kind."""
+def gain(result: dict[str, Any]) -> str:
+    """README's sentence: the range, over all sizes, of what the authors' form gains over the authors' module.
+
+    Empty where the result has no such figures.
+    """
+    parts = []
+    for direction, words in GAINS.items():
+        gains = [
+            row["speedup_vs_eager"] for row in result["rows"]
+            if row["direction"] == direction and row["provider"].startswith("fused") and row["form"] == "upstream"
+            and row["speedup_vs_eager"] is not None
+        ]  # fmt: skip
+        if gains:
+            parts.append(f"{words} **{min(gains):.1f} to {max(gains):.1f} times**")
+    if not parts:
+        return ""
+    threads = f"{result['threads']} threads of an " if result["threads"] else ""
+    place = f"{' and '.join(sorted({row['dtype'] for row in result['rows']}))}, {threads}{result['device']}"
+    words = f"Fused, the authors' module {' and '.join(parts)} as fast as in eager PyTorch"
+    return f"{words} ({place}; [all figures](docs/figures.md))"
+
+
+def rendered() -> dict[pathlib.Path, str]:
+    """Both pages with their figures and pictures made anew, each from the newest file of its kind."""
     files = sorted((_read(path)["date"], path) for path in plots.published(RESULTS))
     on_cpu = [path for _, path in files if path.name.startswith("cpu-")]
     on_gpu = [path for _, path in files if not path.name.startswith("cpu-")]
+    source, sentence = [(path, text) for path in (*on_cpu, *on_gpu) if (text := gain(_read(path)))][-1]
+    unmeasured = "" if on_gpu else " Times on a GPU are not measured yet."
     cpu = cpu_tables(_read(on_cpu[-1])) + pictures(on_cpu[-1]) if on_cpu else "Not measured yet.\n"
     gpu = gpu_table(_read(on_gpu[-1])) + pictures(on_gpu[-1]) if on_gpu else UNMEASURED
-    return _between(_between(readme, "cpu-table", cpu), "gpu-table", gpu)
+    readme = _between(README.read_text(), "gain", f"{sentence}.{unmeasured}\n")
+    figures = _between(_between(FIGURES.read_text(), "cpu-table", cpu), "gpu-table", gpu)
+    return {README: _between(readme, "picture", _picture(source, "speedup", README)), FIGURES: figures}
 
 
 def pictures(path: pathlib.Path) -> str:
     """Those that plots.py draws of this file, and a word on what it has no figures for."""
     kinds = plots.wanted(_read(path))
-    lines = [
-        f"![{plots.KINDS[kind].title}]({plots.picture(path, kind).relative_to(ROOT).as_posix()})\n" for kind in kinds
-    ]
+    lines = [_picture(path, kind, FIGURES) for kind in kinds]
     if "memory" not in kinds:
         lines.append("Memory was not measured: PyTorch counts it on a GPU only.\n")
     return "\n" + "\n".join(lines)
+
+
+def _picture(path: pathlib.Path, kind: str, page: pathlib.Path) -> str:
+    target = pathlib.Path(os.path.relpath(plots.picture(path, kind), page.parent)).as_posix()
+    return f"![{plots.KINDS[kind].title}]({target})\n"
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -159,9 +191,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return result
 
 
-def _between(readme: str, name: str, text: str) -> str:
+def _between(page: str, name: str, text: str) -> str:
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, rest = readme.split(begin)
+    before, rest = page.split(begin)
     return before + begin + text + end + rest.split(end)[1]
 
 
@@ -169,12 +201,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     arguments = parser.parse_args()
-    readme = README.read_text()
-    new = rendered(readme)
+    pages = rendered()
     if arguments.check:
-        print("README.md and the measurements agree" if new == readme else "README.md differs from them")
-        return int(new != readme)
-    README.write_text(new)
+        differing = [page.name for page, text in pages.items() if text != page.read_text()]
+        print(f"differ from the measurements: {', '.join(differing)}" if differing else "pages and measurements agree")
+        return int(bool(differing))
+    for page, text in pages.items():
+        page.write_text(text)
     return 0
 
 

@@ -14,10 +14,11 @@ from benchmarks.published import plots
 from tests.helpers.processes import ROOT
 
 TABLES = [sys.executable, "-m", "benchmarks.published.tables"]
+PAGES = ["README.md", "docs/figures.md"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_readme_shows_what_was_measured() -> None:
+def test_pages_show_what_was_measured() -> None:
     done = subprocess.run([*TABLES, "--check"], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -28,9 +29,11 @@ def test_pictures_show_what_was_measured() -> None:
 
 @pytest.fixture
 def copied(tmp_path: pathlib.Path) -> pathlib.Path:
-    """README and benchmarks/ alone, to be changed."""
+    """Both pages and benchmarks/ alone, to be changed."""
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for page in PAGES:
+        shutil.copy(ROOT / page, tmp_path / page)
     return tmp_path
 
 
@@ -38,17 +41,25 @@ def tables(folder: pathlib.Path, *options: str) -> int:
     return subprocess.run([*TABLES, *options], capture_output=True, env=ENVIRONMENT, cwd=folder).returncode
 
 
-def test_a_changed_figure_is_noticed(copied: pathlib.Path) -> None:
-    readme = copied / "README.md"
-    text = readme.read_text()
-    assert "×)" in text
-    assert "No figure in this repository was taken on a GPU" in text or "median microseconds on the device" in text
-    readme.write_text(text.replace("×)", "9×)", 1))
+@pytest.mark.parametrize(("page", "figure"), [("README.md", " times**"), ("docs/figures.md", "×)")])
+def test_a_changed_figure_is_noticed(copied: pathlib.Path, page: str, figure: str) -> None:
+    text = (copied / page).read_text()
+    assert figure in text
+    (copied / page).write_text(text.replace(figure, "9" + figure, 1))
     assert tables(copied, "--check") == 1
 
 
+def test_a_missing_gpu_is_said() -> None:
+    """In both pages, as long as there are no figures of one."""
+    measured = any(not path.name.startswith("cpu-") for path in plots.published(ROOT / "benchmarks" / "results"))
+    readme, figures = ((ROOT / page).read_text() for page in PAGES)
+    assert ("Times on a GPU are not measured yet" in readme) != measured
+    assert ("No figure in this repository was taken on a GPU" in figures) != measured
+    assert ("median microseconds on the device" in figures) == measured
+
+
 def test_a_changed_file_is_noticed(copied: pathlib.Path) -> None:
-    """In README, and in every picture of it."""
+    """In both pages, and in every picture of it."""
     assert plots.problems(copied / "benchmarks" / "results") == []
     path = next((copied / "benchmarks" / "results").glob("cpu-*.json"))
     result = json.loads(path.read_text())
@@ -63,14 +74,18 @@ def test_a_changed_file_is_noticed(copied: pathlib.Path) -> None:
     ]
 
 
-def test_bytes_that_eager_moves() -> None:
-    """The counts that README shows: operators, and bytes over the fewest possible."""
-    for num_splits, expected in (("1", ["13", "10.0x", "14", "10.7x"]), ("4", ["49", "10.0x", "53", "10.7x"])):
-        command = [sys.executable, "-m", "benchmarks.bytes_moved", "--num-splits", num_splits]
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        (row,) = (line for line in done.stdout.splitlines() if line.startswith("authors' module"))
-        assert row.split()[-4:] == expected
+@pytest.mark.parametrize("num_splits", ["1", "4"])
+def test_bytes_that_eager_moves(num_splits: str) -> None:
+    """The page shows what is counted: operators, and bytes over the fewest possible."""
+    expected = {"1": ["13", "10.0x", "14", "10.7x"], "4": ["49", "10.0x", "53", "10.7x"]}
+    command = [sys.executable, "-m", "benchmarks.bytes_moved", "--num-splits", num_splits]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    counted = {line[:37].strip(): line[37:].split() for line in done.stdout.splitlines()[3:]}
+    assert counted["authors' module, training"] == expected[num_splits]
+    page = (ROOT / "docs" / "figures.md").read_text()
+    for name, cells in counted.items():
+        assert f"| {' | '.join([name, num_splits, *cells])} |".replace("x |", "× |") in page
 
 
 GPU_HEADING = {
@@ -84,6 +99,7 @@ def gpu_result() -> dict[str, Any]:
     figures = {
         "eager": (80.04, 1.0, 10.0, "upstream"), "fused[triton]": (9.96, 8.04, 81.4, "paper"),
         "vectorised+compile": (19.92, 4.02, 40.7, "paper"), "vectorised": (None, None, None, "paper"),
+        "fused[triton]+norm": (16.0, 5.0, 50.0, "upstream"),
     }  # fmt: skip
     keys = ("us_p50", "speedup_vs_eager", "percent_of_ceiling", "form")
     rows = [
@@ -96,11 +112,14 @@ def gpu_result() -> dict[str, Any]:
 def test_figures_of_a_gpu_would_be_shown(copied: pathlib.Path) -> None:
     (copied / "benchmarks" / "results" / "nvidia-h0.json").write_text(json.dumps(gpu_result()))
     assert tables(copied) == 0
-    readme = (copied / "README.md").read_text()
-    assert "| 2x8x4x4/g2 | nchw | 10.0: 8.0× / 2.0×, 81 % | – | – | – | 14 |" in readme
+    readme, figures = ((copied / page).read_text() for page in PAGES)
+    assert "| 2x8x4x4/g2 | nchw | 10.0: 8.0× / 2.0×, 81 % | – | – | – | 14 |" in figures
     for kind in plots.KINDS:
-        assert f"](benchmarks/results/nvidia-h0-{kind}.png)" in readme
-    assert "Not measured yet" not in readme
+        assert f"](../benchmarks/results/nvidia-h0-{kind}.png)" in figures
+    assert "](benchmarks/results/nvidia-h0-speedup.png)" in readme
+    assert "runs forward **5.0 to 5.0 times** as fast as in eager PyTorch (float16, NVIDIA H0; " in readme
+    assert "a GPU are not measured" not in readme
+    assert "was taken on a GPU" not in figures
     assert tables(copied, "--check") == 0
 
 
