@@ -18,7 +18,7 @@ import ulsam_fused as uf
 from benchmarks.device_clock import DeviceClock
 from ulsam_fused.bench import calls, report, timing
 from ulsam_fused.bench.directions import DIRECTIONS
-from ulsam_fused.bench.gate import Yardstick
+from ulsam_fused.bench.module_accuracy import Yardstick
 from ulsam_fused.bench.providers import Provider, Sources, providers
 from ulsam_fused.bench.workload import Setting
 from ulsam_fused.console import devices

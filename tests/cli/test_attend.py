@@ -9,9 +9,9 @@ import torch
 
 from ulsam_fused import cli
 from ulsam_fused.cli import attend
-from ulsam_fused.cli import attend_model as model_maps
 from ulsam_fused.console import drawing as overlay
 from ulsam_fused.console import images as pictures
+from ulsam_fused.console import network_maps as model_maps
 from ulsam_fused.console import picture_features as stem
 from ulsam_fused.models import MobileNet, mobilenet_v1, mobilenet_v2
 

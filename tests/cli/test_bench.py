@@ -16,7 +16,7 @@ from tests.helpers import mutants
 from tests.helpers.fake_gpu import FakeGpu
 from ulsam_fused import cli
 from ulsam_fused.bench import calls, cases, directions, providers, report, timing
-from ulsam_fused.bench.gate import Yardstick
+from ulsam_fused.bench.module_accuracy import Yardstick
 from ulsam_fused.cli import bench
 
 CPU = torch.device("cpu")

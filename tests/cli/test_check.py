@@ -10,8 +10,8 @@ from torch import Tensor
 import ulsam_fused as uf
 from tests.helpers import mutants
 from ulsam_fused import cli
-from ulsam_fused.bench import accuracy as compare
 from ulsam_fused.bench import cases
+from ulsam_fused.bench import operator_accuracy as compare
 from ulsam_fused.cli import check
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..console.devices import DTYPES
-from .accuracy import Problem
+from .operator_accuracy import Problem
 
 Shape = tuple[int, int, int, int, int]  # N, C, H, W, num_splits
 

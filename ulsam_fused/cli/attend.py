@@ -12,11 +12,11 @@ from ..bench import plot
 from ..console import devices
 from ..console import images as pictures
 from ..console import model_options as backbone
+from ..console import network_maps as model_maps
 from ..console import picture_features as stem
 from ..console.drawing import Panel, draw, entropy, peak
 from ..console.errors import UserError, check_output
 from ..modules import ULSAM
-from . import attend_model as model_maps
 
 SPREAD = 1.3
 """Standard deviation that the logits of each map are given; the map is then peaked, and can be seen."""

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from ..bench import calls, plot, report, timing
+from ..bench import networks as bench_model
 from ..bench.cases import LAYOUTS
 from ..bench.directions import CHOICES, DIRECTIONS, NAMED
-from ..bench.gate import Yardstick
+from ..bench.module_accuracy import Yardstick
 from ..bench.providers import Provider, Sources, providers
 from ..bench.timing import Timing
 from ..bench.workload import Setting
 from ..console import devices
 from ..console import model_options as backbone
 from ..console.errors import UserError, check_output
-from . import bench_model
 
 GPU_CASES = (
     "64x512x14x14/g4",

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from ..bench import cases
-from ..bench.accuracy import QUANTITIES, Measure, Operator, compare
 from ..bench.cases import Case
+from ..bench.operator_accuracy import QUANTITIES, Measure, Operator, compare
 from ..console import devices
 from ..console.errors import UserError
 from ..functional import subspace_attention

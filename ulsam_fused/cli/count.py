@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from ..console import count_tables
 from ..console import model_options as backbone
+from ..console.count_tables import Compared, Module
 from ..console.errors import UserError, check_output
 from ..models.counting import RULES, Count, count
-from . import count_tables
-from .count_tables import Compared, Module
 
 _DESCRIPTION = """\
 Builds every model of the paper's tables and counts it beside what the authors published. With --model, counts that

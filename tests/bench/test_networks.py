@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ulsam_fused import cli, modules
-from ulsam_fused.cli import bench_model
+from ulsam_fused.bench import networks as bench_model
 
 TINY = [
     "bench", "--model", "mobilenet_v2", "--width", "0.35", "--batch", "2", "--size", "32", "--device", "cpu",
