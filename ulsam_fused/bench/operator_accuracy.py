@@ -1,16 +1,15 @@
-"""How far an operator is from the reference in float64: relative errors, and the tolerance that each may have.
+"""What `check` compares: every value and gradient of an operator with the reference in float64.
 
-y is x to within A, about 1 / (H*W), so y alone cannot tell the operator from the identity. Compared are A, y - x,
-dx - dy and, with a gradient at A alone, dx(A); all errors are ||ours - golden|| / ||golden||. Where exact arithmetic
-gives 0 (db and dshift without an activation, every parameter's gradient of a 1x1 map), ||golden|| is rounding noise,
-and the norm of the summands' magnitudes takes its place.
+y is x to within A, about 1 / (H*W), so y alone cannot tell the operator from the identity. Compared are A, y - x, y,
+dx - dy, the gradients of the parameters, and dx(A), the gradient of x from a gradient at A alone.
 
-Tolerance: twice what the eager reference loses in x's type on the same inputs, plus that type's epsilon, plus float32's
-epsilon (float64's for float64 x) times the sum's condition, ||summands' magnitudes|| / ||golden||: where a sum cancels,
-the order of the summands alone makes that difference, and the reference may have been lucky.
+Errors are relative to ||golden||. Where exact arithmetic gives 0 (db and dshift without an activation, every
+parameter's gradient of a 1x1 map), ||golden|| is rounding noise, and the norm of the summands' magnitudes takes its
+place. The rounding in the tolerance is the epsilon of x's type, plus float32's (float64's for float64 x) times the
+condition of the sum, ||summands' magnitudes|| / ||golden||: where a sum cancels, the order of its summands alone makes
+that difference, and eager PyTorch may have been lucky.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
+from .accuracy import Measure, Results, measure
 
 Operator = Callable[..., Any]  # called as ulsam_fused.subspace_attention
-Results = dict[str, Tensor]
 QUANTITIES = ("A", "y-x", "y", "dx-dy", "dx(A)", "dscale", "dshift", "dv", "db")
 
 
@@ -45,21 +44,8 @@ class Problem:
         return replace(self, **tensors)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """The error of one quantity; a NaN fails."""
-
-    quantity: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.tolerance
-
-
 def compare(operator: Operator, problem: Problem) -> list[Measure]:
-    """The operator's errors on one problem, and whether a second call gives the same bits."""
+    """The operator's errors on one problem, and whether a second call gives the same bits (quantity "repeat")."""
     golden_problem = problem.double()
     golden = results(reference.subspace_attention, golden_problem)
     eager = results(reference.subspace_attention, problem)
@@ -68,19 +54,12 @@ def compare(operator: Operator, problem: Problem) -> list[Measure]:
     norms = {name: _norm(golden[name], magnitudes[name]) for name in golden}
     epsilon = torch.finfo(problem.x.dtype).eps
     fine = torch.finfo(torch.promote_types(problem.x.dtype, torch.float32)).eps
-    measures = [
-        Measure(
-            name,
-            error=_error(ours.get(name), golden[name], norms[name]),
-            tolerance=2 * _error(eager[name], golden[name], norms[name])
-            + epsilon
-            + fine * (magnitudes[name] / norms[name] if norms[name] > 0 else 0),
-        )
-        for name in golden
-    ]
+    conditions = {name: magnitudes[name] / norm if norm > 0 else 0 for name, norm in norms.items()}
+    rounding = {name: epsilon + fine * condition for name, condition in conditions.items()}
     again = results(operator, problem)
     same = all(torch.equal(_bits(ours[name]), _bits(again[name])) for name in ours)
-    return [*measures, Measure("repeat", error=0.0 if same else math.inf, tolerance=0.0)]
+    repeat = Measure("repeat", error=0.0 if same else 1.0, tolerance=0.0)
+    return [*measure(ours, eager, golden, rounding, norms), repeat]
 
 
 def results(operator: Operator, problem: Problem) -> Results:
@@ -112,13 +91,6 @@ def _gradients(out: Tensor, inputs: tuple[Tensor, ...], gradient: Tensor) -> tup
     return torch.autograd.grad(out, inputs, gradient.to(out.dtype), allow_unused=True)
 
 
-def _error(ours: Tensor | None, golden: Tensor, norm: float) -> float:
-    if ours is None or ours.shape != golden.shape:
-        return math.inf
-    difference = (ours.double() - golden).norm().item()
-    return difference / norm if norm > 0 else (0.0 if difference == 0 else math.inf)
-
-
 def _bits(t: Tensor) -> Tensor:
     return t.contiguous().view(torch.uint8)
 
@@ -130,7 +102,7 @@ def _norm(golden: Tensor, magnitude: float) -> float:
 
 
 def _magnitudes(attention: Tensor, problem: Problem) -> Results:
-    """Each quantity with all its sums taken over absolute values, all float64."""
+    """Every quantity, in float64, with absolute values in place of the summands of all its sums."""
     x, dy, g = problem.x.abs(), problem.dy.abs(), problem.num_splits
 
     def per_channel(maps: Tensor) -> Tensor:  # [N, g, H, W] -> [N, C, H, W]

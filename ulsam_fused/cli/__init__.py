@@ -1,4 +1,4 @@
-"""The command line: `ulsam-fused COMMAND …`, also `python -m ulsam_fused COMMAND …`.
+"""The command line: `ulsam-fused COMMAND …` or `python -m ulsam_fused COMMAND …`.
 
 A command is a module of this folder with `add_arguments(parser)` and `run(args) -> int`, and a line in COMMANDS. Only
 the module of the command in use is imported.
