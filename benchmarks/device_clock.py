@@ -1,8 +1,8 @@
-"""pytest-benchmark by a GPU's clock: its rounds, statistics, files and comparisons, of times that events have taken.
+"""pytest-benchmark by a GPU's clock.
 
-pytest-benchmark asks a timer before and after each round. Here the timer stands still but for the time that the device
-spends on the round, per call. To be used with `pedantic`: `benchmark(function)` first looks how fine its timer is, and
-would wait forever.
+pytest-benchmark reads a timer before and after each round. This timer moves only by the time per call that the device
+spends on the round, as CUDA events measure it. Use it with `benchmark.pedantic`: `benchmark(function)` first waits for
+its timer to move, and would wait forever.
 """
 
 import math
@@ -12,7 +12,7 @@ from ulsam_fused.bench import timing
 
 
 class DeviceClock:
-    """Its `seconds` is the timer."""
+    """A timer, `seconds`, and a way to measure a call by it."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -21,7 +21,7 @@ class DeviceClock:
         return self._now
 
     def measure(self, benchmark: Any, call: timing.Call, sets: int, most_seconds: float) -> None:
-        """A round is one sweep over all input sets, cold as in `bench`; so many rounds as fit in the time."""
+        """A round is one sweep over all input sets, cold as in `bench`; as many rounds as fit in the time."""
         run, method = timing.sweep(call, sets)
         benchmark.extra_info["method"] = method
         once = max(timing.event_time(run) for _ in range(3))  # warms up, too

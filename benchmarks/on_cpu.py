@@ -1,10 +1,11 @@
-"""The figures of a CPU, at most twelve minutes on a quiet machine; nothing else should run meanwhile.
+"""Measures the figures of a CPU in at most twelve minutes. Nothing else should run on the machine meanwhile.
 
     python -m benchmarks.on_cpu --output benchmarks/results
     python -m benchmarks.published.plots && python -m benchmarks.published.tables
 
-Every provider at three sizes, and at all sizes of case_list.py the layer against eager PyTorch, torch.compile of the
-vectorised form, and a copy. Writes cpu-<family>-torch<version>.json, after every part and with all rows there are.
+Measures every provider at three sizes. At all sizes of sizes.py it measures the layer beside eager PyTorch,
+torch.compile of the vectorised form, and a copy.
+Writes cpu-<family>-torch<version>.json after every part, with all rows so far.
 """
 
 import argparse
@@ -12,19 +13,18 @@ import pathlib
 import sys
 import time
 
-from benchmarks import parts
-from benchmarks import sizes as case_list
+from benchmarks import parts, sizes
 
 DETAILED = ("8x512x14x14/g4", "8x160x7x7/g4", "4x32x112x112/g4")
 COMPARED = ("eager", "vectorised+compile", "fused[torch]", "fused[torch]+norm")
 
 
 def plan(seconds: float, quick: bool) -> list[parts.Part]:
-    """The table of details, and what the other sizes need for the table of ratios."""
+    """Every provider at the detailed sizes; at the others those that the table of ratios needs."""
     common = ("--device", "cpu", "--backend", "torch", "--dtype", "float32", "--seconds", str(seconds))
     few = slice(1) if quick else slice(None)
     detailed = [word for case in DETAILED[few] for word in ("--case", case)]
-    others = [case for case in case_list.small() if case not in DETAILED]
+    others = [case for case in sizes.small() if case not in DETAILED]
     compared = [word for case in others[few] for word in ("--case", case)]
     compared += [word for name in COMPARED for word in ("--provider", name)]
     return [
@@ -46,7 +46,7 @@ def main() -> int:
     logs: pathlib.Path = arguments.logs or folder
     for made in (folder, logs):
         made.mkdir(parents=True, exist_ok=True)
-    path, outcome = parts.measure(plan(arguments.seconds, arguments.quick), folder, logs, end, {})
+    path, outcome = parts.measure(plan(arguments.seconds, arguments.quick), folder, logs, end)
     return parts.summary(path, outcome)
 
 

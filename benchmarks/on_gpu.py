@@ -1,17 +1,16 @@
-"""Everything that a machine with a GPU is for, in one call: the tests natively, `check`, and the benchmark.
+"""Runs on a machine with a GPU, in one call: the tests with real kernels, `check`, and the benchmark.
 
     python -m benchmarks.on_gpu --output benchmarks/results
 
-Correctness first: nothing is measured after a failed test or check unless `--keep-going`. Parts of test files run
-side by side, since compiling hundreds of kernels is their cost, and each has its log. The benchmark goes from what
-matters most to what matters least, and keeps every row as it comes: what the time did not suffice for is missing, and
-said to be.
-Writes <gpu>-torch<version>-triton<version>.json, after every part and with all rows there are, and prints the outcome
-last. Needs no installed package, only PyTorch, Triton, pytest and hypothesis. Then, anywhere:
+Nothing is measured after a failed test or check, unless with `--keep-going`. Test files run in parts, side by side,
+because compiling hundreds of kernels takes most of their time; each part has a log. The benchmark starts with what
+matters most and keeps every row. What it has no time for is missing, and the summary says so.
+Writes <gpu>-torch<version>-triton<version>.json after every part, with all rows so far. Needs PyTorch, Triton, pytest
+and hypothesis; the package need not be installed. Then, anywhere:
 
     python -m benchmarks.published.plots && python -m benchmarks.published.tables
 
-Whether other launch configurations are faster is another call: `python -m benchmarks.tuning.candidates --output F`.
+`python -m benchmarks.tuning.candidates --output F` tells whether other launch configurations are faster.
 """
 
 import argparse
@@ -23,8 +22,9 @@ import time
 
 import torch
 
-from benchmarks import parts
-from benchmarks import sizes as case_list
+from benchmarks import parts, sizes
+from ulsam_fused.bench.cases import LAYOUTS
+from ulsam_fused.bench.directions import DIRECTIONS
 
 TESTS = {  # how many processes share a file: compiling its kernels takes minutes
     "kernels/gpu/test_backward.py": 6, "kernels/gpu/test_forward.py": 3, "kernels/gpu/test_norm_backward.py": 4,
@@ -39,7 +39,7 @@ COMPILED = 3  # so many sizes: torch.compile takes half a minute for each
 
 
 def tests(folder: pathlib.Path, seconds: float) -> dict[str, int]:
-    """Exit status of every part of a test file; prints a line for each."""
+    """Run every part of every test file, print a line for each; the exit status of each."""
 
     def one(name: str, part: str) -> tuple[str, int, str]:
         log = folder / f"{name.replace('/', '-').removesuffix('.py')}-{part.replace('/', 'of')}.log"
@@ -58,7 +58,7 @@ def tests(folder: pathlib.Path, seconds: float) -> dict[str, int]:
 
 
 def warm_up(folder: pathlib.Path, device: str, seconds: float) -> None:
-    """Compiles every kernel that the benchmark needs; what fails here fails there, and is told there."""
+    """Compile every kernel that the benchmark needs. A failure is not reported here: the benchmark meets it again."""
 
     def one(case: str) -> int:
         return parts.run(
@@ -67,27 +67,28 @@ def warm_up(folder: pathlib.Path, device: str, seconds: float) -> None:
 
     start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        done = list(pool.map(one, case_list.CASES))
+        done = list(pool.map(one, sizes.CASES))
     print(f"kernels of {done.count(0)} of {len(done)} sizes compiled in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def plan(device: str, quick: bool) -> list[parts.Part]:
-    """The most important first: what is cut off is missing at the end."""
+    """The most important first: where time runs out, the last are missing."""
     backend = "triton" if device != "cpu" else "torch"
     plain = ("eager", "vectorised", f"fused[{backend}]", f"fused[{backend}]+norm")
     compiled = (*plain, "eager+compile", "vectorised+compile")
 
     def part(name: str, dtype: str, cases: tuple[str, ...], providers: tuple[str, ...]) -> parts.Part:
-        options = ["--device", device, "--dtype", dtype, "--layout", "both", "--direction", "all"]
-        options += ["--seconds", "0.02" if quick else "0.05"]
+        options = ["--device", device, "--dtype", dtype, "--seconds", "0.02" if quick else "0.05"]
+        options += [word for layout in LAYOUTS for word in ("--layout", layout)]
+        options += [word for direction in DIRECTIONS for word in ("--direction", direction)]
         options += [word for case in cases[: 1 if quick else None] for word in ("--case", case)]
         return parts.Part(name, (*options, *(word for name in providers for word in ("--provider", name))))
 
     return [
-        part("float16", "float16", case_list.CASES, plain),
-        part("compiled", "float16", case_list.CASES[:COMPILED], compiled),
-        part("float32", "float32", case_list.CASES, plain),
-        part("bfloat16", "bfloat16", case_list.CASES, plain),
+        part("float16", "float16", sizes.CASES, plain),
+        part("compiled", "float16", sizes.CASES[:COMPILED], compiled),
+        part("float32", "float32", sizes.CASES, plain),
+        part("bfloat16", "bfloat16", sizes.CASES, plain),
     ]
 
 
@@ -123,8 +124,7 @@ def main() -> int:
 
     if not on_cpu and not arguments.quick:
         warm_up(logs, arguments.device, 0.3 * arguments.seconds)
-    heading = {"commit": arguments.commit} if arguments.commit else {}
-    path, measured = parts.measure(plan(arguments.device, arguments.quick), folder, logs, end, heading)
+    path, measured = parts.measure(plan(arguments.device, arguments.quick), folder, logs, end, arguments.commit)
     return parts.summary(path, outcome | {f"bench {name}": status for name, status in measured.items()})
 
 

@@ -1,32 +1,33 @@
-"""Several runs of `ulsam-fused bench` that make one file of results, which is complete at no time and never wrong.
+"""Runs `ulsam-fused bench` several times and joins the rows into one file of results.
 
-Every part has a process of its own, so that one that fails or has no time left costs no other part its rows.
+The file is written after every part, with all rows so far. Each part is a process, so one that fails or runs out of
+time costs the other parts nothing.
 """
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-from benchmarks.published.schema import GROUP, file_name
+from benchmarks.published.schema import file_name
+from ulsam_fused.bench import rows
+from ulsam_fused.bench.rows import Result, workload_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+OUT_OF_TIME = 124  # exit status, as of the command `timeout`
 
 
-@dataclass(frozen=True)
-class Part:
-    """One run of `bench`: its name, and its options."""
+class Part(NamedTuple):
+    """One run of `bench`."""
 
     name: str
     options: tuple[str, ...]
 
 
 def run(command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:
-    """Exit status (124 when out of time) of a Python command, and its output, which also goes to the log."""
+    """Exit status of a Python command, OUT_OF_TIME where it was cut off, and its output, which also goes to the log."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with log.open("w") as file:
         try:
@@ -35,51 +36,51 @@ def run(command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str
                 timeout=max(seconds, 1),
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
-            status = 124
+            status = OUT_OF_TIME
     return status, log.read_text()
 
 
 def measure(
-    parts: list[Part], folder: pathlib.Path, logs: pathlib.Path, end: float, heading: dict[str, Any]
+    parts: list[Part], folder: pathlib.Path, logs: pathlib.Path, end: float, commit: str | None = None
 ) -> tuple[pathlib.Path | None, dict[str, int]]:
-    """The file of results, written anew after every part, and the exit status of each; `heading` overrides theirs.
+    """The file of results, None where there are no rows, and the exit status of each part.
 
-    A part that has no time left is not begun; of one that is cut off, the rows that it has written are kept.
+    A part that has no time left is not begun. The rows of one that is cut off are kept. `commit` replaces the parts'.
     """
-    result: dict[str, Any] = {"rows": []}
+    result: Result | None = None
     path, outcome = None, {}
     for part in parts:
         left = end - time.monotonic()
         if left < 15:
-            outcome[part.name] = 124
+            outcome[part.name] = OUT_OF_TIME
             continue
-        rows = logs / f"rows-{part.name}.json"
-        command = ["-m", "ulsam_fused", "bench", *part.options, "--json", str(rows)]
+        output = logs / f"rows-{part.name}.json"
+        command = ["-m", "ulsam_fused", "bench", *part.options, "--json", str(output)]
         outcome[part.name], text = run(command, logs / f"bench-{part.name}.log", left)
         print(text if outcome[part.name] == 0 else "\n".join(text.splitlines()[-5:]), flush=True)
-        if rows.exists():
-            result = joined(result, json.loads(rows.read_text()) | heading)
+        if output.exists():
+            new = rows.read(output)
+            if commit is not None:
+                new["commit"] = commit
+            result = new if result is None else joined(result, new)
             path = folder / file_name(result)
-            path.write_text(json.dumps(result, indent=1) + "\n")
-            rows.unlink()
+            rows.write(path, result)
+            output.unlink()
     return path, outcome
 
 
-def joined(result: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Both parts' rows under one heading. What was measured twice is taken from the later part, with its ceiling."""
-
-    def group(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(row[key] for key in GROUP)
-
-    again = {group(row) for row in part["rows"]}
-    return part | result | {"rows": [row for row in result["rows"] if group(row) not in again] + part["rows"]}
+def joined(first: Result, second: Result) -> Result:
+    """The rows of both under the first one's heading. A workload that both have is the second's, ceiling included."""
+    again = {workload_of(row) for row in second["rows"]}
+    kept = [row for row in first["rows"] if workload_of(row) not in again]
+    return {**first, "rows": kept + second["rows"]}
 
 
 def summary(path: pathlib.Path | None, outcome: dict[str, int]) -> int:
-    """Says what came of it; returns the exit status."""
+    """Print the number of rows and what went wrong; return the exit status."""
     if path is not None:
-        print(f"{len(json.loads(path.read_text())['rows'])} rows: {path}")
+        print(f"{len(rows.read(path)['rows'])} rows: {path}")
     for name, status in outcome.items():
         if status:
-            print(f"{name}: {'out of time' if status == 124 else f'exit {status}'}")
+            print(f"{name}: {'out of time' if status == OUT_OF_TIME else f'exit {status}'}")
     return int(any(outcome.values()))

@@ -11,12 +11,12 @@ SMALL_BATCH = 8
 
 
 def numbers(case: str) -> tuple[int, ...]:
-    """N, C, H, W and the number of subspaces."""
+    """N, C, H, W and the number of subspaces of NxCxHxW/gK."""
     return tuple(int(number) for number in re.findall(r"\d+", case))
 
 
 def small() -> list[str]:
-    """The same at a batch for a CPU; two that differ in nothing else become one."""
+    """The same at a batch for a CPU, without repetitions."""
     found = []
     for case in CASES:
         batch, rest = case.split("x", 1)
@@ -25,7 +25,7 @@ def small() -> list[str]:
 
 
 def by_map(cases: set[str]) -> list[str]:
-    """Large maps first, as they follow each other in a network; then by channels, subspaces and batch."""
+    """In the order of a network, large maps first; then by channels, subspaces and batch."""
 
     def place(case: str) -> tuple[int, ...]:
         n, c, h, w, g = numbers(case)

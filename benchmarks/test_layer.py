@@ -1,10 +1,10 @@
-"""Times of the layer under pytest-benchmark, to compare one commit with another on one machine; no time fails a test.
+"""Times of the layer under pytest-benchmark, to compare commits on one machine. No time fails a test.
 
     pytest benchmarks --benchmark-enable --benchmark-autosave
     pytest benchmarks --benchmark-enable --benchmark-compare
 
-What is timed, its inputs and its bytes are those of `ulsam-fused bench`, and so is the test that a provider computes
-what it should. On a GPU the times are the device's, cold, and those of the host's way to it are apart, as wall clock.
+The calls, their inputs and bytes, and the test that a provider is right are those of `ulsam-fused bench`. On a GPU the
+times are the device's, with cold caches; the host's time is taken apart, by wall clock.
 """
 
 import functools
@@ -16,11 +16,11 @@ import torch
 
 import ulsam_fused as uf
 from benchmarks.device_clock import DeviceClock
-from ulsam_fused.bench import calls, report, timing
+from ulsam_fused.bench import calls, rows, timing
 from ulsam_fused.bench.directions import DIRECTIONS
-from ulsam_fused.bench.gate import Yardstick
+from ulsam_fused.bench.module_accuracy import Expected
 from ulsam_fused.bench.providers import Provider, Sources, providers
-from ulsam_fused.bench.workload import Setting
+from ulsam_fused.bench.workload import Workload
 from ulsam_fused.console import devices
 
 DEVICE = devices.pick(None)
@@ -31,7 +31,7 @@ TIMED = [
     (direction, name)
     for direction, work in DIRECTIONS.items()
     for name in (work.ceiling, *(p.name for p in PROVIDERS.values() if p.takes_part(direction)))
-    if direction != "backward"  # the second half of another
+    if direction != "backward"  # the second half of forward+backward
 ]
 CLOCK = DeviceClock()
 SECONDS = 0.2  # of the device, for each
@@ -40,25 +40,24 @@ SECONDS = 0.2  # of the device, for each
 @pytest.fixture
 def noted(benchmark: Any) -> Any:
     """The benchmark, with what its time was measured on in its file."""
-    heading = report.heading(DEVICE)
-    benchmark.extra_info |= {key: heading[key] for key in ("device", "threads", "torch", "triton", "commit")}
+    benchmark.extra_info |= {key: value for key, value in rows.heading(DEVICE).items() if key != "date"}
     return benchmark
 
 
-@functools.lru_cache(maxsize=1)  # parameters are ordered so that what shares inputs comes together
-def prepared(setting: Setting) -> tuple[Sources, dict[str, Yardstick]]:
+@functools.lru_cache(maxsize=1)  # tests that share inputs follow one another
+def prepared(workload: Workload) -> tuple[Sources, dict[str, Expected]]:
     torch.manual_seed(1)
-    ((x, dy),) = calls.inputs(setting, 1)
-    sources = Sources.make(x, setting.shape[4], setting.training)
-    return sources, {form: Yardstick.make(getattr(sources, form), x, dy) for form in ("paper", "upstream")}
+    ((x, dy),) = calls.inputs(workload, 1)
+    sources = Sources.make(x, workload.num_splits, workload.training)
+    return sources, {form: Expected.of(getattr(sources, form), x, dy) for form in ("paper", "upstream")}
 
 
-def checked(setting: Setting, provider: Provider) -> torch.nn.Module:
-    """No time is taken of a provider that is wrong."""
-    sources, yardsticks = prepared(setting)
+def checked(workload: Workload, provider: Provider) -> torch.nn.Module:
+    """The provider's module; a wrong one fails the test before it is timed."""
+    sources, expected = prepared(workload)
     module = provider.build(sources)
-    verdict = yardsticks[provider.form].verdict(module)
-    assert verdict is None, verdict
+    problem = expected[provider.form].problem_with(module)
+    assert problem is None, problem
     return module
 
 
@@ -66,15 +65,15 @@ def checked(setting: Setting, provider: Provider) -> torch.nn.Module:
 @pytest.mark.parametrize(("direction", "name"), TIMED, ids=[f"{name}-{direction}" for direction, name in TIMED])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace("/", "-"))
 def test_time(noted: Any, case: str, direction: str, name: str) -> None:
-    setting = Setting(case, direction, "float16" if DEVICE.type == "cuda" else "float32", "nchw", DEVICE)
-    noted.group = str(setting)
-    noted.extra_info["bytes"] = setting.floor
-    sets = timing.sets_needed(setting.floor, DEVICE)
+    workload = Workload(case, direction, "float16" if DEVICE.type == "cuda" else "float32", "nchw", DEVICE)
+    noted.group = str(workload)
+    noted.extra_info["bytes"] = workload.floor
+    sets = timing.sets_needed(workload.floor, DEVICE)
     if name in PROVIDERS:
-        module = checked(setting, PROVIDERS[name])
-        call = calls.call(module, calls.inputs(setting, sets), direction)
+        module = checked(workload, PROVIDERS[name])
+        call = calls.call(module, calls.inputs(workload, sets), direction)
     else:
-        call = calls.ceiling(calls.inputs(setting, sets), direction)
+        call = calls.ceiling(calls.inputs(workload, sets), direction)
     if DEVICE.type == "cuda":
         CLOCK.measure(noted, call, sets, SECONDS)
     else:
@@ -83,7 +82,7 @@ def test_time(noted: Any, case: str, direction: str, name: str) -> None:
 
 
 def test_host_latency(noted: Any) -> None:
-    """Wall clock of a call that the device does sooner than the host can ask for the next: batch 1, no gradients."""
+    """Wall clock at batch 1, without gradients: the device is done before the host can ask for the next call."""
     noted.group = "host"
     layer = uf.ULSAM(512, 4, device=DEVICE)
     x = torch.randn(1, 512, 14, 14, device=DEVICE)

@@ -1,8 +1,8 @@
-"""Compiles the kernels of one case by calling them once, in every type and memory format; Triton keeps them on disk.
+"""Calls every kernel of one size once, in each type and memory format, so that Triton compiles it and keeps it on disk.
 
     python -m benchmarks.warm_up 256x512x14x14/g4 [cuda]
 
-Compiling is most of a first benchmark's time, and one process uses one core for it: `on_gpu.py` starts one per case.
+Compiling takes most of a first benchmark's time, and one process uses one core: `on_gpu.py` starts one per size.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import torch
 from ulsam_fused.bench import calls
 from ulsam_fused.bench.cases import LAYOUTS
 from ulsam_fused.bench.providers import Sources, providers
-from ulsam_fused.bench.workload import Setting
+from ulsam_fused.bench.workload import Workload
 from ulsam_fused.console.devices import DTYPES
 
 
@@ -22,10 +22,10 @@ def main() -> None:
     device = torch.device(*sys.argv[2:] or ["cuda"])
     fused = [p for p in providers(["triton" if device.type == "cuda" else "torch"], compiled=False) if p.fused]
     for dtype, layout, direction in itertools.product(DTYPES, LAYOUTS, ("forward", "forward+backward", "train-norm")):
-        setting = Setting(case, direction, dtype, layout, device)
-        for batch in (None, 1):  # host time is taken at batch 1, which has launch configurations of its own
-            inputs = calls.inputs(setting, 1, batch)
-            sources = Sources.make(inputs[0][0], setting.shape[4], setting.training)
+        workload = Workload(case, direction, dtype, layout, device)
+        for batch in (None, 1):  # host time is taken at batch 1, which has its own launch configurations
+            inputs = calls.inputs(workload, 1, batch)
+            sources = Sources.make(inputs[0][0], workload.num_splits, workload.training)
             for provider in fused:
                 if provider.takes_part(direction):
                     calls.call(provider.build(sources), inputs, direction)(0)

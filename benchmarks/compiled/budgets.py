@@ -1,12 +1,12 @@
-"""What the compiled kernels may cost. `benchmarks/compiled/resources.py` counts, the tests hold.
+"""What the compiled kernels may cost. `benchmarks/compiled/resources.py` counts; tests hold the counts to the budgets.
 
-Instructions are per element of the row march: what one lane issues in the longest loop, over the elements that it
-handles in one turn. Each budget is the largest count over all shipped configurations (sm_80, sm_90, sm_100; Triton
-3.6, 3.7.1, 3.9) and about a tenth. The floor that memory sets on an H200, for everything in a kernel, is 31
-instructions per float16 element forward and 47 backward.
+The instructions of a march are those that one lane issues in one turn of the longest loop, per element that the lane
+handles in that turn. Each budget is a tenth above the largest count over all shipped configurations (sm_80, sm_90,
+sm_100; Triton 3.6, 3.7.1, 3.9). While memory moves one element, an H200 can issue 31 instructions per float16 element
+forward and 47 backward, for everything in a kernel.
 """
 
-from typing import Any
+from typing import TypedDict
 
 MIN_WARPS_PER_SM = 8  # resident; fewer cannot hide the latency of memory
 MAX_BARRIERS = 0  # in one turn of the march; one is a tile that changes its layout for an access
@@ -25,19 +25,39 @@ MAX_SWEEP = {2: 13, 4: 10, 8: 12}  # the forward's second sweep
 FLOOR = {("forward", 2): 31, ("forward", 4): 62, ("backward", 2): 47, ("backward", 4): 93}
 """Instructions per element that an H200 can issue while memory, at 4.3 TB/s, moves the fewest bytes of that pass."""
 
+
+class Resources(TypedDict):
+    """One compiled kernel; a row of the table and of the JSON file."""
+
+    case: str
+    arch: int
+    kernel: str
+    registers: int
+    stack: int  # bytes per thread; not 0 means spills
+    spills: int  # loads and stores of local memory in the code
+    shared: int  # bytes per program
+    warps_per_sm: int  # resident, as registers and shared memory allow
+    barriers: int  # in the hottest loop
+    load_bytes: int  # widest load and store of global memory, bytes per lane
+    store_bytes: int
+    march: float  # lane-instructions per element of the row march, or of the sweep for moments
+    sweep: float  # lane-instructions per element of the forward's second sweep
+    nan_maximum: bool  # the maximum keeps NaN
+
+
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-def over_floor(row: dict[str, Any]) -> float | None:
-    """What a row's march issues over what memory leaves time for; None where no floor is known."""
+def over_floor(row: Resources) -> float | None:
+    """A march's instructions over those that memory leaves time for; None where no floor is known."""
     direction, dtype, *_ = row["case"].split()
     pass_ = "backward" if direction.endswith("backward") else "forward"
     floor = FLOOR.get((pass_, _BYTES[dtype]))
     return None if floor is None or not row["march"] or row["kernel"] == "moments" else row["march"] / floor
 
 
-def violations(row: dict[str, Any]) -> list[str]:
-    """What a row of `benchmarks/compiled/resources.py` exceeds, in words."""
+def violations(row: Resources) -> list[str]:
+    """The budgets that a kernel exceeds, in words."""
     direction, dtype, *_ = row["case"].split()
     limit = MAX_MARCH[direction, _BYTES[dtype]]
     if row.get("kernel") == "moments":

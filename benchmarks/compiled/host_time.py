@@ -3,22 +3,21 @@
     python -m benchmarks.compiled.host_time
     python -m benchmarks.compiled.host_time --sms 1    # as if the GPU were so small that batch 1 fills it: one launch
 
-At batch 1 a call's time on the card is a few microseconds, so the path to the launch is half of the product. The
-kernels are compiled for sm_90, as everywhere without a GPU; then a call does everything that it does before a launch
-but for what the driver does: argument checks, allocation (of CPU memory), the choice of what to launch, Triton's
-part. Microseconds in columns:
+At batch 1 the GPU needs a few microseconds for a call, and the Python before the launch needs as many. Kernels are
+compiled for sm_90. A call then does all that it does on a GPU before the driver's part: argument checks, allocation
+(of CPU memory), the choice of what to launch, and Triton's part. The columns are microseconds:
 
     whole   the call
-    bound   the same with Triton binding the arguments of every launch, as it does where its kernels are not kept
-    Triton  the launches alone, bound by Triton, their arguments being ready
-    over    whole less Triton; in a training step with what autograd takes
+    bound   the same, but Triton binds the arguments of every launch, as it does where its kernels are not kept
+    Triton  the launches alone, with their arguments ready and bound by Triton
+    over    whole less Triton; in a training step this includes autograd
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,30 +26,55 @@ from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu.launching import geometry, launch
 
 import ulsam_fused as uf
-from benchmarks.compiled import stub_driver as stubbed
+from benchmarks.compiled import stub_driver
 from ulsam_fused import backends
 
 SHAPE, SPLITS = (1, 512, 14, 14), 4
+CALLS = 100  # in a round
 
 
-def microseconds(call: Callable[[], object], rounds: int = 50, calls: int = 100) -> float:
-    """The least of means: what else the machine does only adds."""
+class Launch(NamedTuple):
+    """A launch as Triton is asked for it."""
+
+    kernel: Any  # triton.JITFunction
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def repeat(self) -> None:
+        self.kernel.run(*self.arguments, **self.options)
+
+
+class HostTimes(NamedTuple):
+    """Microseconds of one call; the module's docstring explains them."""
+
+    launches: int
+    whole: float
+    bound: float
+    triton: float
+
+    @property
+    def over(self) -> float:
+        return self.whole - self.triton
+
+
+def microseconds(call: Callable[[], object], rounds: int) -> float:
+    """The fastest round's mean per call: other work of the machine can only slow a round down."""
     samples = []
     for _ in range(rounds):
         start = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(CALLS):
             call()
-        samples.append((time.perf_counter() - start) / calls * 1e6)
+        samples.append((time.perf_counter() - start) / CALLS * 1e6)
     return min(samples)
 
 
-def launches_of(call: Callable[[], object]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """The launches that a call makes where Triton binds them: kernel, arguments, options."""
-    found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+def launches_of(call: Callable[[], object]) -> list[Launch]:
+    """The launches that a call makes where Triton binds their arguments."""
+    found: list[Launch] = []
     original = triton.JITFunction.run
 
     def run(kernel: Any, *arguments: Any, **options: Any) -> Any:
-        found.append((kernel, arguments, options))
+        found.append(Launch(kernel, arguments, options))
         return original(kernel, *arguments, **options)
 
     triton.JITFunction.run = run
@@ -61,26 +85,23 @@ def launches_of(call: Callable[[], object]) -> list[tuple[Any, tuple[Any, ...], 
     return found
 
 
-def measure(name: str, call: Callable[[], object]) -> dict[str, Any]:
-    """One row."""
+def measure(call: Callable[[], object], rounds: int) -> HostTimes:
     kept = launch.keep
     launch.keep = False
     launches = launches_of(call)
 
-    def bare() -> None:
-        for kernel, arguments, options in launches:
-            kernel.run(*arguments, **options)
+    def launches_alone() -> None:
+        for each in launches:
+            each.repeat()
 
-    bound, theirs = microseconds(call), microseconds(bare)
+    bound, alone = microseconds(call, rounds), microseconds(launches_alone, rounds)
     launch.keep = kept
     call()
-    whole = microseconds(call)
-    times = {"whole": whole, "bound": bound, "Triton": theirs, "over": whole - theirs}
-    return {"call": name, "launches": len(launches), **times}
+    return HostTimes(len(launches), microseconds(call, rounds), bound, alone)
 
 
 def step(layer: torch.nn.Module, x: Tensor) -> Callable[[], object]:
-    """Forward and backward, in all that has a gradient."""
+    """Forward and backward, with gradients of x and all parameters."""
     leaves = [x.clone().requires_grad_(), *layer.parameters()]
     dy = torch.ones_like(x)
 
@@ -91,7 +112,7 @@ def step(layer: torch.nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 class Nothing(torch.autograd.Function):
-    """What autograd itself takes for a function of so many tensors."""
+    """Does nothing, so its time is what autograd needs for a function of so many tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -103,6 +124,11 @@ class Nothing(torch.autograd.Function):
         return ctx.saved_tensors
 
 
+def autograd_alone(leaves: list[Tensor], rounds: int) -> float:
+    dy = torch.ones_like(leaves[0])
+    return microseconds(lambda: torch.autograd.grad(Nothing.apply(*leaves), leaves, dy), rounds)  # type: ignore[no-untyped-call]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sms", type=int, default=132, help="multiprocessors of the GPU (default: an H200's)")
@@ -112,31 +138,31 @@ def main() -> int:
         print("TRITON_INTERPRET is set; nothing can be compiled in this process", file=sys.stderr)
         return 1
     torch.set_num_threads(1)
-    stubbed.activate(lambda src, metadata: lambda *_: None)
+    stub_driver.activate(lambda src, metadata: lambda *_: None)
     backends.why_not_triton = lambda device: None  # CPU tensors stand for a GPU's
     geometry.CPU_SMS = arguments.sms
-    microseconds.__defaults__ = (arguments.rounds, 100)  # type: ignore[attr-defined]
     x = torch.randn(SHAPE, dtype=torch.float16)
     paper = uf.ULSAM(SHAPE[1], SPLITS, backend="triton").half()
     authors = uf.upstream.ULSAM(SHAPE[1], num_splits=SPLITS, backend="triton").half()
-    rows = [measure("paper's form, training step", step(paper, x))]
-    rows += [measure("authors' form, training step", step(authors, x))]
+    rows = {
+        "paper's form, training step": measure(step(paper, x), arguments.rounds),
+        "authors' form, training step": measure(step(authors, x), arguments.rounds),
+    }
     authors.eval()
     with torch.no_grad():
-        rows += [measure("paper's form, no gradient", lambda: paper(x))]
-        rows += [measure("authors' form in eval mode, no gradient", lambda: authors(x))]
+        rows["paper's form, no gradient"] = measure(lambda: paper(x), arguments.rounds)
+        rows["authors' form in eval mode, no gradient"] = measure(lambda: authors(x), arguments.rounds)
     print(
         f"torch {torch.__version__}, Triton {triton.__version__}, {SHAPE}, float16, g = {SPLITS}, "
         f"{arguments.sms} multiprocessors; microseconds"
     )
     print(f"{'call':<42} {'launches':>8} {'whole':>7} {'bound':>7} {'Triton':>7} {'over':>7}")
-    for row in rows:
-        times = "".join(f" {row[name]:>7.1f}" for name in ("whole", "bound", "Triton", "over"))
-        print(f"{row['call']:<42} {row['launches']:>8}{times}")
+    for name, found in rows.items():
+        times = "".join(f" {time:>7.1f}" for time in (found.whole, found.bound, found.triton, found.over))
+        print(f"{name:<42} {found.launches:>8}{times}")
     for name, layer in (("paper's", paper), ("authors'", authors)):
         leaves = [x.clone().requires_grad_(), *layer.parameters()]
-        dy = torch.ones_like(x)
-        alone = microseconds(lambda: torch.autograd.grad(Nothing.apply(*leaves), leaves, dy))  # noqa: B023
+        alone = autograd_alone(leaves, arguments.rounds)
         print(f"autograd alone, for a Function of the {name} {len(leaves)} tensors: {alone:.1f}")
     return 0
 

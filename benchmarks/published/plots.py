@@ -1,9 +1,9 @@
-"""Pictures of the files of results: speed of light, speedups and memory, one picture of each for every file.
+"""Draws each file of results: a picture of its speed of light, one of its speedups, one of its memory.
 
     python -m benchmarks.published.plots          # draws <file>-<kind>.png beside each file in results/, by matplotlib
     python -m benchmarks.published.plots --check  # exits 1 where a picture is missing, out of date or of no file
 
-A picture carries the hash of the results that it was drawn from, so that an old one is noticed.
+A picture carries the hash of its results, so `--check` notices an old one.
 """
 
 import argparse
@@ -14,26 +14,31 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-from benchmarks import sizes as case_list
+from benchmarks import sizes
 from ulsam_fused.bench import plot
 from ulsam_fused.bench.directions import DIRECTIONS
+from ulsam_fused.bench.rows import Result, Row, read
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
-HASH = "Results"  # the keyword of the hash in a picture
+HASH = "Results"  # the keyword of the hash among the texts of a PNG
 MARKERS = {"nchw": "o", "channels_last": "D"}
-Row = dict[str, Any]
+Column = Literal["percent_of_ceiling", "speedup_vs_eager", "peak_mem_mb"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a picture shows: a column of the rows, and the line that says how good it could be, or has been."""
+    """What a picture shows of the rows."""
 
-    column: str
+    column: Column
     title: str
-    line: float | None
-    without: str | None = None  # the provider that is the line itself
+    line: float | None  # where to draw a line to compare with: the ceiling, or eager
+    without: str | None = None  # the provider that the line stands for
 
 
 KINDS = {
@@ -43,16 +48,16 @@ KINDS = {
     "speedup": Kind("speedup_vs_eager", "Speedup: times faster than the authors' module in eager mode", 1, "eager"),
     "memory": Kind("peak_mem_mb", "Memory: what one call needs at its peak, in MB", None),
 }
-LINEAR_FROM = 50  # percent: where nothing gets this far, the points would stick together at the left edge
+LINEAR_FROM = 50  # percent: where no provider gets this far, a logarithmic axis keeps the points apart
 
 
 def published(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of results there; what candidates.py writes has other rows, and is none."""
+    """The files of results in a folder; those that tuning writes have other rows."""
     return sorted(path for path in folder.glob("*.json") if not path.name.startswith("candidates-"))
 
 
-def wanted(result: dict[str, Any]) -> list[str]:
-    """The kinds that a result has figures for: a CPU has none of memory."""
+def wanted(result: Result) -> list[str]:
+    """The kinds of picture that a result has figures for; a CPU has none of memory."""
     return [name for name, kind in KINDS.items() if _rows(result, kind)]
 
 
@@ -61,8 +66,8 @@ def picture(path: pathlib.Path, kind: str) -> pathlib.Path:
     return path.with_name(f"{path.stem}-{kind}.png")
 
 
-def _rows(result: dict[str, Any], kind: Kind) -> list[Row]:
-    """Those of providers, without the ceiling, which have the figure."""
+def _rows(result: Result, kind: Kind) -> list[Row]:
+    """The providers' rows that have the figure."""
     return [
         row
         for row in result["rows"]
@@ -70,7 +75,7 @@ def _rows(result: dict[str, Any], kind: Kind) -> list[Row]:
     ]
 
 
-def draw(result: dict[str, Any], name: str, target: pathlib.Path) -> None:
+def draw(result: Result, name: str, target: pathlib.Path) -> None:
     """One panel for each direction and type; a line for every size, a dot for every provider."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,14 +83,14 @@ def draw(result: dict[str, Any], name: str, target: pathlib.Path) -> None:
 
     kind = KINDS[name]
     rows = _rows(result, kind)
-    cases = case_list.by_map({row["case"] for row in rows})
+    cases = sizes.by_map({row["case"] for row in rows})
     directions = [name for name in DIRECTIONS if any(row["direction"] == name for row in rows)]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     size = (1.4 + 3.3 * len(directions), 1.5 + (0.35 + 0.24 * len(cases)) * len(dtypes))
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(dtypes), len(directions), squeeze=False, sharex=True, sharey=True)
-    values = [row[kind.column] for row in rows]
+    values = [value for row in rows if (value := row[kind.column]) is not None]
     if kind.line == 100 and max(values) >= LINEAR_FROM:
         panels[0, 0].set_xlim(0, 105)
     else:
@@ -104,14 +109,14 @@ def draw(result: dict[str, Any], name: str, target: pathlib.Path) -> None:
     figure.savefig(target, metadata={HASH: digest(result), "Software": None})
 
 
-def _panel(axes: Any, rows: list[Row], cases: list[str], kind: Kind) -> None:
+def _panel(axes: "Axes", rows: list[Row], cases: list[str], kind: Kind) -> None:
     layouts = [layout for layout in MARKERS if any(row["layout"] == layout for row in rows)]
     for name, colour in plot.COLOURS.items():
         for layout in layouts:
             mine = [row for row in rows if (row["provider"], row["layout"]) == (name, layout)]
             aside = 0.0 if len(layouts) == 1 else 0.18 * (2 * layouts.index(layout) - 1)
             axes.scatter(
-                [row[kind.column] for row in mine], [cases.index(row["case"]) + aside for row in mine],
+                [row[kind.column] or 0.0 for row in mine], [cases.index(row["case"]) + aside for row in mine],
                 s=34 if layout == "nchw" else 24, marker=MARKERS[layout], color=colour, edgecolors="#444444",
                 linewidths=0.4, zorder=3 if name.startswith("fused") else 2,
             )  # fmt: skip
@@ -129,7 +134,7 @@ def _panel(axes: Any, rows: list[Row], cases: list[str], kind: Kind) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _legend(figure: Any, rows: list[Row]) -> None:
+def _legend(figure: "Figure", rows: list[Row]) -> None:
     from matplotlib.lines import Line2D
 
     forms = {row["provider"]: row["form"] for row in rows}
@@ -147,8 +152,8 @@ def _legend(figure: Any, rows: list[Row]) -> None:
     figure.legend(handles=entries, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
-def digest(result: dict[str, Any]) -> str:
-    """The same for results that are the same."""
+def digest(result: Result) -> str:
+    """A hash of the results."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
@@ -174,7 +179,7 @@ def problems(folder: pathlib.Path) -> list[str]:
     found = []
     expected = set()
     for path in published(folder):
-        result = json.loads(path.read_text())
+        result = read(path)
         for kind in wanted(result):
             target = picture(path, kind)
             expected.add(target)
@@ -196,7 +201,7 @@ def main() -> int:
         print("\n".join(found) or "files and pictures agree")
         return int(bool(found))
     for path in published(folder):
-        result = json.loads(path.read_text())
+        result = read(path)
         for kind in KINDS:
             if kind in wanted(result):
                 draw(result, kind, picture(path, kind))

@@ -1,9 +1,9 @@
-"""What a file of results holds, and whether its figures agree with each other.
+"""Checks files of results: what they hold, and that their figures agree with each other.
 
     python -m benchmarks.published.schema [FILE ...]  # exits 1 and says what is wrong; each file in results/ by default
 
-A result is {device, threads, torch, triton, commit, date, rows}; threads is null on a GPU. In a group of rows, which
-have case, direction, dtype and layout in common, there is one for the ceiling and one for each provider.
+ulsam_fused/bench/rows.py has the keys and their types. The rows that have case, direction, dtype and layout in common
+are one for the ceiling and one for each provider.
 """
 
 import datetime
@@ -12,32 +12,31 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from ulsam_fused.bench.cases import LAYOUTS
 from ulsam_fused.bench.directions import DIRECTIONS
 from ulsam_fused.bench.providers import providers
-from ulsam_fused.bench.workload import Setting
-from ulsam_fused.cli.bench import check_case
+from ulsam_fused.bench.rows import Heading, Result, Row, RowWorkload, workload_of
+from ulsam_fused.bench.workload import Workload, check_case
 from ulsam_fused.console.devices import DTYPES, FUSED
 from ulsam_fused.console.errors import UserError
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
-Row = dict[str, Any]
+Json = dict[str, Any]  # what a file may hold, before it is known to be a Result or a Row
 
-HEADING = ("device", "threads", "torch", "triton", "commit", "date", "rows")
-GROUP = ("case", "direction", "dtype", "layout")
+KEYS = frozenset(get_type_hints(Result))
+COLUMNS = frozenset(get_type_hints(Row))
 TIMES = ("us_p20", "us_p50", "us_p80")
 NUMBERS = (*TIMES, "gbps", "percent_of_ceiling", "speedup_vs_eager", "speedup_vs_paper_eager", "host_us", "peak_mem_mb")
-COLUMNS = (*GROUP, "provider", "form", "error", *NUMBERS, "method")
 FORMS = {p.name: p.form for p in providers(list(FUSED), compiled=True)}
 HALF_A_HUNDREDTH = 0.005  # to which times are rounded
 
 
-def file_name(result: dict[str, Any]) -> str:
-    """The name of the file of these results: device and versions, Triton's where it was what ran."""
+def file_name(result: Heading) -> str:
+    """The name of the file of these results: the device, torch's version, and on a GPU Triton's."""
     device = result["device"].lower()
     if result["threads"] is not None:
         device = "cpu " + re.sub(r"\(r\)|\(tm\)|\b(intel|amd|cpu|processor)\b|@.*", " ", device)
@@ -49,27 +48,27 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
-def problems(result: dict[str, Any], name: str) -> list[str]:
-    """All that is wrong with a file of this name; an empty list where nothing is."""
+def problems(result: Any, name: str) -> list[str]:
+    """All that is wrong with a file of this name and content."""
     found = list(_in_heading(result))
     if found:
         return found
     if name != file_name(result):
         found.append(f"the name should be {file_name(result)}")
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[RowWorkload, list[Row]] = {}
     for i, row in enumerate(result["rows"]):
         wrong = list(_in_row(row, on_gpu=result["threads"] is None))
         found += [f"row {i}: {text}" for text in wrong]
         if not wrong:
-            groups.setdefault(tuple(row[key] for key in GROUP), []).append(row)
-    for group, rows in groups.items():
-        found += [f"{' '.join(group)}: {text}" for text in _in_group(group, rows)]
+            groups.setdefault(workload_of(row), []).append(row)
+    for workload, rows in groups.items():
+        found += [f"{' '.join(workload)}: {text}" for text in _in_group(workload, rows)]
     return found
 
 
-def _in_heading(result: dict[str, Any]) -> Iterator[str]:
-    if set(result) != set(HEADING):
-        yield f"keys are {sorted(result)}, should be {sorted(HEADING)}"
+def _in_heading(result: Json) -> Iterator[str]:
+    if set(result) != KEYS:
+        yield f"keys are {sorted(result)}, should be {sorted(KEYS)}"
         return
     if not (isinstance(result["device"], str) and result["device"]):
         yield "device is empty"
@@ -89,8 +88,8 @@ def _in_heading(result: dict[str, Any]) -> Iterator[str]:
         yield "there are no rows"
 
 
-def _in_row(row: Row, on_gpu: bool) -> Iterator[str]:
-    if set(row) != set(COLUMNS):
+def _in_row(row: Json, on_gpu: bool) -> Iterator[str]:
+    if set(row) != COLUMNS:
         yield f"keys are {sorted(row)}, should be {sorted(COLUMNS)}"
         return
     try:
@@ -124,16 +123,15 @@ def _in_row(row: Row, on_gpu: bool) -> Iterator[str]:
             yield f"{key} is {row[key]!r}"
 
 
-def _in_group(group: tuple[str, ...], rows: list[Row]) -> Iterator[str]:
-    case, direction, dtype, layout = group
+def _in_group(at: RowWorkload, rows: list[Row]) -> Iterator[str]:
     by_name = {row["provider"]: row for row in rows}
     if len(by_name) != len(rows):
         yield "a provider has several rows"
-    ceiling = by_name.get(DIRECTIONS[direction].ceiling)
-    if ceiling is None:
+    ceiling = by_name.get(DIRECTIONS[at.direction].ceiling)
+    if ceiling is None or ceiling["us_p50"] is None:
         yield "the row of the ceiling is missing"
         return
-    floor = Setting(case, direction, dtype, layout, torch.device("cpu")).floor
+    floor = Workload(at.case, at.direction, at.dtype, at.layout, torch.device("cpu")).floor
     for name, row in by_name.items():
         us = row["us_p50"]
         if us is None:
@@ -142,18 +140,28 @@ def _in_group(group: tuple[str, ...], rows: list[Row]) -> Iterator[str]:
             yield f"{name}: gbps is {row['gbps']}, but {floor} bytes took {us} us"
         if not _is_ratio(row["percent_of_ceiling"], 0.001, ceiling["us_p50"], us, factor=100):
             yield f"{name}: percent_of_ceiling is {row['percent_of_ceiling']}, {ceiling['us_p50']} us to {us}"
-        paper = row["form"] == "paper"
-        for key, baseline in (("speedup_vs_eager", "eager"), ("speedup_vs_paper_eager", "paper-eager")):
-            other = by_name.get(baseline, {}).get("us_p50")
-            expected = other is not None and row is not ceiling and (baseline == "eager" or paper)
-            if expected != (row[key] is not None):
-                yield f"{name}: {key} is {row[key]}"
-            elif expected and not _is_ratio(row[key], 0.001, other, us):
-                yield f"{name}: {key} is {row[key]}, {other} us to {us}"
+        over_eager, over_paper = _time(by_name.get("eager")), _time(by_name.get("paper-eager"))
+        speedups = (
+            ("speedup_vs_eager", row["speedup_vs_eager"], over_eager if row is not ceiling else None),
+            ("speedup_vs_paper_eager", row["speedup_vs_paper_eager"], over_paper if row["form"] == "paper" else None),
+        )
+        for key, stated, other in speedups:
+            if (other is None) != (stated is None):
+                yield f"{name}: {key} is {stated}"
+            elif other is not None and not _is_ratio(stated, 0.001, other, us):
+                yield f"{name}: {key} is {stated}, {other} us to {us}"
 
 
-def _is_ratio(stated: float, unit: float, above: float, below: float, factor: float = 1, exact: bool = False) -> bool:
-    """Whether above / below can have come to the stated number, all of them being rounded."""
+def _time(row: Row | None) -> float | None:
+    return None if row is None else row["us_p50"]
+
+
+def _is_ratio(
+    stated: float | None, unit: float, above: float, below: float, factor: float = 1, exact: bool = False
+) -> bool:
+    """Whether factor * above / below can be the stated number: that is rounded to `unit`, the times to hundredths."""
+    if stated is None:
+        return False
     lost = 0 if exact else HALF_A_HUNDREDTH
     least = factor * (above - lost) / (below + HALF_A_HUNDREDTH)
     most = factor * (above + lost) / max(below - HALF_A_HUNDREDTH, 1e-9)

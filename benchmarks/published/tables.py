@@ -5,14 +5,13 @@ python -m benchmarks.published.tables --check    # writes nothing; exits 1 where
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
-from typing import Any
 
-from benchmarks import sizes as case_list
+from benchmarks import sizes
 from benchmarks.published import plots
+from ulsam_fused.bench.rows import Result, Row, read
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,11 +33,10 @@ PROVIDERS = {  # of the JSON rows -> heading
 }
 COMPILED = "vectorised+compile"  # the peer to beat
 GAINS = {"forward": "runs forward", "train-norm": "trains"}  # direction: the words of README's sentence
-Row = dict[str, Any]
 Group = dict[str, Row]  # the rows of one case, direction, type and memory format, by provider
 
 
-def groups(result: dict[str, Any]) -> dict[tuple[str, ...], Group]:
+def groups(result: Result) -> dict[tuple[str, ...], Group]:
     """By case, direction, type and memory format."""
     found: dict[tuple[str, ...], Group] = {}
     for row in result["rows"]:
@@ -47,12 +45,12 @@ def groups(result: dict[str, Any]) -> dict[tuple[str, ...], Group]:
     return found
 
 
-def _taken(result: dict[str, Any]) -> str:
+def _taken(result: Result) -> str:
     triton = "" if result["threads"] else f"Triton {result['triton']}, "
-    return f"torch {result['torch']}, {triton}commit {result['commit'][:9]}, {result['date'][:10]}"
+    return f"torch {result['torch']}, {triton}commit {(result['commit'] or 'unknown')[:9]}, {result['date'][:10]}"
 
 
-def cpu_tables(result: dict[str, Any]) -> str:
+def cpu_tables(result: Result) -> str:
     """Median milliseconds of all providers at the sizes that have them, and our ratios at every size."""
     found = groups(result)
     detailed = {key: group for key, group in found.items() if "paper-eager" in group or "eager+compile" in group}
@@ -87,7 +85,7 @@ def _ratios(found: dict[tuple[str, ...], Group]) -> list[str]:
         "| | forward | forward+backward | train-norm (authors' form) |",
         "|---|---|---|---|",
     ]
-    for case in case_list.by_map({case for case, *_ in found}):
+    for case in sizes.by_map({case for case, *_ in found}):
         cells = [_ratio(found.get((case, direction, "float32", "nchw"), {}), name) for direction, name in columns]
         lines.append(_line([case, *cells]))
     return lines
@@ -110,7 +108,7 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def gpu_table(result: dict[str, Any], dtype: str = "float16") -> str:
+def gpu_table(result: Result, dtype: str = "float16") -> str:
     """Ours in one type, a line for every size and memory format."""
     columns = (
         ("forward", "fused[triton]"), ("backward", "fused[triton]"), ("forward+backward", "fused[triton]"),
@@ -126,7 +124,7 @@ def gpu_table(result: dict[str, Any], dtype: str = "float16") -> str:
         "|---|---|---|---|---|---|---|",
     ]
     found = groups(result)
-    for case in case_list.by_map({case for case, *_ in found}):
+    for case in sizes.by_map({case for case, *_ in found}):
         for layout in ("nchw", "channels_last"):
             here = [found.get((case, direction, dtype, layout), {}) for direction, _ in columns]
             if any(here):
@@ -136,7 +134,7 @@ def gpu_table(result: dict[str, Any], dtype: str = "float16") -> str:
     return "\n".join(lines) + "\n"
 
 
-def gain(result: dict[str, Any]) -> str:
+def gain(result: Result) -> str:
     """README's sentence: the range, over all sizes, of what the authors' form gains over the authors' module.
 
     Empty where the result has no such figures.
@@ -160,13 +158,13 @@ def gain(result: dict[str, Any]) -> str:
 
 def rendered() -> dict[pathlib.Path, str]:
     """Both pages with their figures and pictures made anew, each from the newest file of its kind."""
-    files = sorted((_read(path)["date"], path) for path in plots.published(RESULTS))
+    files = sorted((read(path)["date"], path) for path in plots.published(RESULTS))
     on_cpu = [path for _, path in files if path.name.startswith("cpu-")]
     on_gpu = [path for _, path in files if not path.name.startswith("cpu-")]
-    source, sentence = [(path, text) for path in (*on_cpu, *on_gpu) if (text := gain(_read(path)))][-1]
+    source, sentence = [(path, text) for path in (*on_cpu, *on_gpu) if (text := gain(read(path)))][-1]
     unmeasured = "" if on_gpu else " Times on a GPU are not measured yet."
-    cpu = cpu_tables(_read(on_cpu[-1])) + pictures(on_cpu[-1]) if on_cpu else "Not measured yet.\n"
-    gpu = gpu_table(_read(on_gpu[-1])) + pictures(on_gpu[-1]) if on_gpu else UNMEASURED
+    cpu = cpu_tables(read(on_cpu[-1])) + pictures(on_cpu[-1]) if on_cpu else "Not measured yet.\n"
+    gpu = gpu_table(read(on_gpu[-1])) + pictures(on_gpu[-1]) if on_gpu else UNMEASURED
     readme = _between(README.read_text(), "gain", f"{sentence}.{unmeasured}\n")
     figures = _between(_between(FIGURES.read_text(), "cpu-table", cpu), "gpu-table", gpu)
     return {README: _between(readme, "picture", _picture(source, "speedup", README)), FIGURES: figures}
@@ -174,7 +172,7 @@ def rendered() -> dict[pathlib.Path, str]:
 
 def pictures(path: pathlib.Path) -> str:
     """Those that plots.py draws of this file, and a word on what it has no figures for."""
-    kinds = plots.wanted(_read(path))
+    kinds = plots.wanted(read(path))
     lines = [_picture(path, kind, FIGURES) for kind in kinds]
     if "memory" not in kinds:
         lines.append("Memory was not measured: PyTorch counts it on a GPU only.\n")
@@ -184,11 +182,6 @@ def pictures(path: pathlib.Path) -> str:
 def _picture(path: pathlib.Path, kind: str, page: pathlib.Path) -> str:
     target = pathlib.Path(os.path.relpath(plots.picture(path, kind), page.parent)).as_posix()
     return f"![{plots.KINDS[kind].title}]({target})\n"
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result
 
 
 def _between(page: str, name: str, text: str) -> str:

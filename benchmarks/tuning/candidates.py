@@ -1,14 +1,14 @@
-"""Which launch configurations are faster than the chosen ones: the constants of launching/config.py, put to the test.
+"""Finds launch configurations that are faster than those that launching/config.py chooses.
 
     python -m benchmarks.tuning.candidates --output out/candidates
     python -m benchmarks.tuning.candidates --output out/candidates --case 256x512x14x14/g4 --direction backward
     TRITON_INTERPRET=1 python -m benchmarks.tuning.candidates --output out --device cpu --case 2x8x16x5/g2 # a trial
 
-First all candidates are compiled, side by side, and compared with the chosen configuration: y, A, dx and gradients of
-parameters must agree (`candidate_verdicts.py` says how closely), and what is wrong or fails gets no time. Then those of
-each group are timed in turn, from cold caches. What matters most comes first, and rows are written as they come to
-candidates-<gpu>-torch<version>-triton<version>.json, so that of a run that is cut off all is kept that was measured.
-Prints last where an alternative is faster; a gain of less than 3 % is noise.
+First all candidates are compiled, side by side, and compared with the chosen configuration: y, A, dx and the gradients
+of parameters must agree (agreement.py says how closely). A candidate that is wrong or fails is not timed. Then the
+candidates of each target are timed in turn, with cold caches, the most important targets first. Rows are written as
+they come to candidates-<gpu>-torch<version>-triton<version>.json, so a run that is cut off keeps them.
+At the end it prints where an alternative is faster; a gain of less than 3 % is noise.
 """
 
 import argparse
@@ -19,14 +19,13 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any
 
 import torch
 from ulsam_fused.kernels.gpu.backend import INTERPRETED
 
-from benchmarks import sizes as case_list
+from benchmarks import sizes
 from benchmarks.published import schema
-from benchmarks.tuning import table as candidate_table
+from benchmarks.tuning import table
 from benchmarks.tuning.calls import Work, candidates
 from benchmarks.tuning.configs import (
     BACKWARD,
@@ -36,36 +35,36 @@ from benchmarks.tuning.configs import (
     NORM_BACKWARD,
     NORM_FORWARD,
     Candidate,
-    Group,
+    Target,
 )
 from benchmarks.tuning.processes import Verdicts, judged
+from benchmarks.tuning.table import Row
 from benchmarks.tuning.timing import in_turn
-from ulsam_fused.bench import report
+from ulsam_fused.bench import rows as bench_rows
 from ulsam_fused.bench.cases import LAYOUTS
 from ulsam_fused.bench.timing import Call
-from ulsam_fused.cli.bench import check_case
+from ulsam_fused.bench.workload import check_case
 from ulsam_fused.console import devices
 from ulsam_fused.console.errors import UserError
 
-COMPILING = 0.6  # of the time, at most
+COMPILING = 0.6  # share of the time, at most
 EACH = 0.1  # seconds that a candidate is timed
-Row = dict[str, Any]
 
 
-def groups(args: argparse.Namespace) -> list[Group]:
+def targets(args: argparse.Namespace) -> list[Target]:
     """The most important first: the paper's form at every size, then the form with BatchNorm."""
     forms = ((FORWARD, BACKWARD), (NORM_FORWARD, NORM_BACKWARD))
     return [
-        Group(case, direction, dtype, layout)
-        for dtype, form, case in itertools.product(args.dtype or ["float16"], forms, args.case or case_list.CASES)
+        Target(case, direction, dtype, layout)
+        for dtype, form, case in itertools.product(args.dtype or ["float16"], forms, args.case or sizes.CASES)
         for direction, layout in itertools.product(form, args.layout or LAYOUTS)
         if direction in (args.direction or DIRECTIONS)
     ]
 
 
-def measured(group: Group, device: torch.device, tried: dict[str, Candidate], verdicts: Verdicts) -> list[Row]:
-    """Rows of one group, of the candidates that there is a verdict on."""
-    work = Work.make(group, device)
+def measured(target: Target, device: torch.device, tried: dict[str, Candidate], verdicts: Verdicts) -> list[Row]:
+    """The rows of the candidates that have a verdict."""
+    work = Work.make(target, device)
 
     def call(candidate: Candidate) -> Call:
         return lambda i: work.run(candidate, i)
@@ -74,40 +73,51 @@ def measured(group: Group, device: torch.device, tried: dict[str, Candidate], ve
     times, errors = in_turn(calls, len(work.xs), EACH, device)
     errors = {name: error for name, error in verdicts.items() if error is not None} | errors
     chosen = times.get(CHOSEN)
-    rows = []
+    rows: list[Row] = []
     for name, candidate in tried.items():
         if name in times or name in errors:
             t = times.get(name)
-            row = {**dataclasses.asdict(group), "name": name, "config": dataclasses.asdict(candidate)}
-            row["error"] = errors.get(name)
-            row |= {f"us_{p}": None if t is None else round(getattr(t, p), 3) for p in ("p20", "p50", "p80")}
-            row["ratio"] = None if t is None or chosen is None else round(t.p50 / chosen.p50, 4)
-            row["method"] = None if t is None else t.method
-            rows.append(row)
+            rows.append(
+                {
+                    "case": target.case,
+                    "direction": target.direction,
+                    "dtype": target.dtype,
+                    "layout": target.layout,
+                    "name": name,
+                    "config": dataclasses.asdict(candidate),
+                    "error": errors.get(name),
+                    "us_p20": None if t is None else round(t.p20, 3),
+                    "us_p50": None if t is None else round(t.p50, 3),
+                    "us_p80": None if t is None else round(t.p80, 3),
+                    "ratio": None if t is None or chosen is None else round(t.p50 / chosen.p50, 4),
+                    "method": None if t is None else t.method,
+                }
+            )
     return rows
 
 
 def run(args: argparse.Namespace, device: torch.device) -> tuple[pathlib.Path, list[Row], int]:
-    """The file, its rows, and how many groups there was no time for."""
+    """The file, its rows, and the number of targets that there was no time for."""
     start = time.monotonic()
     end = start + args.seconds
-    result = report.heading(device) | ({"commit": args.commit} if args.commit else {})
+    result = bench_rows.heading(device)
+    result["commit"] = args.commit or result["commit"]
     path = args.output / f"candidates-{schema.file_name(result)}"
     rows: list[Row] = []
-    wanted = groups(args)
-    tried = [candidates(group, device) for group in wanted]
-    names = [list(found) for found in tried]
+    wanted = targets(args)
+    tried = [candidates(target, device) for target in wanted]
+    names = [list(these) for these in tried]
     found = judged(wanted, device, names, args.output, start + COMPILING * args.seconds)
     told, of = sum(map(len, found)), sum(map(len, names))
-    print(f"{told} of {of} candidates of {len(wanted)} groups judged in {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{told} of {of} candidates of {len(wanted)} targets judged in {time.monotonic() - start:.0f} s", flush=True)
     left = 0
-    for group, these, verdicts in zip(wanted, tried, found, strict=True):
+    for target, these, verdicts in zip(wanted, tried, found, strict=True):
         if time.monotonic() > end or not verdicts:
             left += 1
             continue
-        rows += measured(group, device, these, verdicts)
+        rows += measured(target, device, these, verdicts)
         path.write_text(json.dumps({**result, "candidates": rows}, indent=1) + "\n")
-        print(f"{group}: {sum(row['error'] is None for row in rows)} times taken so far", file=sys.stderr, flush=True)
+        print(f"{target}: {sum(row['error'] is None for row in rows)} times taken so far", file=sys.stderr, flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # graphs keep what they have allocated
     return path, rows, left
@@ -139,9 +149,9 @@ def main() -> int:
         path, rows, left = run(args, device)
     if device.type == "cpu":
         print("interpreted: these times say nothing")
-    print(candidate_table.text(rows))
+    print(table.text(rows))
     if left:
-        print(f"no time was left for {left} groups")
+        print(f"no time was left for {left} targets")
     print(f"{len(rows)} rows: {path}" if rows else "nothing was measured")
     return int(not rows)
 

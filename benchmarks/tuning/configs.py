@@ -1,4 +1,4 @@
-"""The launch configuration that is chosen for a call, and alternatives that differ from it in one respect each."""
+"""The launch configuration that the package chooses, and alternatives that differ from it in one respect each."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,18 +7,18 @@ from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.config import ROWS, LaunchConfig, MomentsConfig, cdiv, next_power_of_2
 from ulsam_fused.kernels.gpu.launching.geometry import compared_size
 
-from benchmarks import sizes as case_list
+from benchmarks import sizes
 from ulsam_fused.console.devices import DTYPES
 
 FORWARD, BACKWARD, NORM_FORWARD, NORM_BACKWARD = DIRECTIONS = ("forward", "backward", "norm-forward", "norm-backward")
 CHOSEN = "chosen"
 REGISTERS = 65536  # of an SM
-LEAST_WIDTH = 4  # of a tile in NCHW: two columns of it may be there for their windows alone
+LEAST_WIDTH = 4  # of a tile in NCHW: two of its columns may only serve the windows of the others
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """What alternatives are compared on."""
+class Target:
+    """What is tuned: one direction at one size, type and memory format."""
 
     case: str
     direction: str
@@ -27,12 +27,12 @@ class Group:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        n, c, h, w, _ = case_list.numbers(self.case)
+        n, c, h, w, _ = sizes.numbers(self.case)
         return n, c, h, w
 
     @property
     def num_splits(self) -> int:
-        return case_list.numbers(self.case)[4]
+        return sizes.numbers(self.case)[4]
 
     @property
     def channels_last(self) -> bool:
@@ -50,51 +50,51 @@ class Candidate:
     moments: MomentsConfig | None = None  # norm-forward: of its first launch
 
 
-def chosen(group: Group, num_sms: int) -> Candidate:
+def chosen(target: Target, num_sms: int) -> Candidate:
     """What the package launches on a GPU with so many multiprocessors."""
-    dtype = DTYPES[group.dtype]
-    given = (group.shape, group.num_splits, dtype.itemsize, group.channels_last, num_sms)
-    if group.direction == FORWARD:
+    dtype = DTYPES[target.dtype]
+    given = (target.shape, target.num_splits, dtype.itemsize, target.channels_last, num_sms)
+    if target.direction == FORWARD:
         return Candidate(configs.forward_config(*given))
-    if group.direction == NORM_FORWARD:
-        moments = configs.moments_config(group.shape, dtype.itemsize, group.channels_last, num_sms)
+    if target.direction == NORM_FORWARD:
+        moments = configs.moments_config(target.shape, dtype.itemsize, target.channels_last, num_sms)
         return Candidate(configs.norm_forward_config(*given), moments)
     return Candidate(configs.backward_config(*given, compared_size(dtype)))
 
 
-def alternatives(group: Group, of: Candidate) -> dict[str, Candidate]:
-    """By name, what matters most first; none equals another, and none leaves lanes without work."""
+def alternatives(target: Target, of: Candidate) -> dict[str, Candidate]:
+    """By name, what matters most first. No two are equal, and none leaves lanes without work."""
     found: dict[str, Candidate] = {}
 
     def add(name: str, candidate: Candidate) -> None:
         if candidate != of and candidate not in found.values():
             found[name] = candidate
 
-    for name, launch in _launches(of.launch, group):
-        if valid(launch, of.launch, group):
+    for name, launch in _launches(of.launch, target):
+        if valid(launch, of.launch, target):
             add(name, dataclasses.replace(of, launch=launch))
     if of.moments is not None:
-        for name, moments in _moments(of.moments, group):
+        for name, moments in _moments(of.moments, target):
             add(f"moments: {name}", dataclasses.replace(of, moments=moments))
-    if group.direction == NORM_BACKWARD:
+    if target.direction == NORM_BACKWARD:
         for name, programs in (("half", of.launch.flat_programs // 2), ("twice", of.launch.flat_programs * 2)):
             launch = dataclasses.replace(of.launch, flat_programs=programs)
             add(f"{name} the programs of flat passes", dataclasses.replace(of, launch=launch))
     return found
 
 
-def valid(config: LaunchConfig, beside: LaunchConfig, group: Group) -> bool:
-    """Whether every lane has an element, and no tile is larger than what it covers unless the chosen one is, too."""
-    _, c, h, w = group.shape
+def valid(config: LaunchConfig, beside: LaunchConfig, target: Target) -> bool:
+    """Whether every lane has an element, and no tile exceeds what it covers more than the chosen one does."""
+    _, c, h, w = target.shape
     lanes = 32 * config.num_warps
-    whole = next_power_of_2(c // group.num_splits)
+    whole = next_power_of_2(c // target.num_splits)
     most = {
         "block_c": whole,
         "block_k": whole,
         "block_p": next_power_of_2(h * w),
         "block_w": next_power_of_2(cdiv(w, config.strip_columns)),
     }
-    least = 1 if group.channels_last else LEAST_WIDTH
+    least = 1 if target.channels_last else LEAST_WIDTH
     return (
         all(getattr(config, name) <= max(size, getattr(beside, name)) for name, size in most.items())
         and min(config.block_c * config.block_w, config.block_p * config.block_k) >= lanes
@@ -108,11 +108,11 @@ def valid(config: LaunchConfig, beside: LaunchConfig, group: Group) -> bool:
     )
 
 
-def _launches(config: LaunchConfig, group: Group) -> Iterator[tuple[str, LaunchConfig]]:
+def _launches(config: LaunchConfig, target: Target) -> Iterator[tuple[str, LaunchConfig]]:
     yield "slab instead of split", dataclasses.replace(config, split=False, strip_rows=0)
     for rows in (ROWS, 2 * ROWS, 4 * ROWS):
         yield f"split, strips of {rows} rows", dataclasses.replace(config, split=True, strip_rows=rows)
-    run, other = ("block_k", "block_p") if group.channels_last else ("block_p", "block_k")
+    run, other = ("block_k", "block_p") if target.channels_last else ("block_p", "block_k")
     for warps in (1, 2, 4, 8):  # with as much work for each lane as before
         grown = {name: getattr(config, name) * warps // config.num_warps for name in ("block_c", other)}
         if warps != config.num_warps and all(grown.values()):
@@ -136,8 +136,8 @@ def _launches(config: LaunchConfig, group: Group) -> Iterator[tuple[str, LaunchC
         yield f"{registers} registers", dataclasses.replace(config, max_registers=registers)
 
 
-def _moments(config: MomentsConfig, group: Group) -> Iterator[tuple[str, MomentsConfig]]:
-    n, c, h, w = group.shape
+def _moments(config: MomentsConfig, target: Target) -> Iterator[tuple[str, MomentsConfig]]:
+    n, c, h, w = target.shape
     tiles = cdiv(n * h * w, config.block_p)
     each = config.part_pixels // config.block_p  # tiles of a program
 

@@ -1,4 +1,4 @@
-"""Verdicts on many groups, side by side, each in a process of its own."""
+"""Runs agreement.py for many targets side by side, each in its own process."""
 
 import concurrent.futures
 import json
@@ -9,41 +9,40 @@ import time
 import torch
 
 from benchmarks import parts
-from benchmarks.tuning import agreement as candidate_verdicts
-from benchmarks.tuning.configs import Group
+from benchmarks.tuning import agreement
+from benchmarks.tuning.configs import Target
 
 SIDE_BY_SIDE = max(1, (os.cpu_count() or 1) - 2)
-MODULE = "benchmarks.tuning.agreement"
-Verdicts = dict[str, str | None]  # of candidates by name: what is wrong, or None
+Verdicts = dict[str, str | None]  # by candidate: what is wrong with it, or None
 
 
 def judged(
-    groups: list[Group], device: torch.device, names: list[list[str]], logs: pathlib.Path, end: float
+    targets: list[Target], device: torch.device, names: list[list[str]], logs: pathlib.Path, end: float
 ) -> list[Verdicts]:
-    """Of every group, with these candidates. Compiles them, too; what there was no time for has no verdict."""
+    """The verdicts on these candidates of every target; none where time ran out. Triton keeps what was compiled."""
 
-    def one(group: Group, names: list[str]) -> Verdicts:
-        return _apart(group, device, names, logs, end)
+    def one(target: Target, names: list[str]) -> Verdicts:
+        return _apart(target, device, names, logs, end)
 
     if device.type == "cpu":  # the interpreter compiles nothing
-        return [dict(candidate_verdicts.verdicts(group, device)) if time.monotonic() < end else {} for group in groups]
+        return [dict(agreement.verdicts(target, device)) if time.monotonic() < end else {} for target in targets]
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        return list(pool.map(one, groups, names))
+        return list(pool.map(one, targets, names))
 
 
-def _apart(group: Group, device: torch.device, names: list[str], logs: pathlib.Path, end: float) -> Verdicts:
-    """In another process, and in the next where that one dies, until all candidates have a verdict."""
+def _apart(target: Target, device: torch.device, names: list[str], logs: pathlib.Path, end: float) -> Verdicts:
+    """In another process. Where it dies, a new one goes on with the candidates that have no verdict."""
     found: Verdicts = {}
-    log = logs / f"candidates-{str(group).replace('/', '-').replace(' ', '-')}.log"
+    log = logs / f"candidates-{str(target).replace('/', '-').replace(' ', '-')}.log"
     chosen, *others = names
     while time.monotonic() < end and any(name not in found for name in names):
         done = [name for name in others if name in found]
-        words = [group.case, group.direction, group.dtype, group.layout, str(device), *done]
-        status, text = parts.run(["-m", MODULE, *words], log, end - time.monotonic())
+        words = [target.case, target.direction, target.dtype, target.layout, str(device), *done]
+        status, text = parts.run(["-m", agreement.__name__, *words], log, end - time.monotonic())
         told = dict(pair for line in text.splitlines() if (pair := _parsed(line)) is not None)
         new = [name for name in told if name not in found]
         found = told | found
-        if status == 124 or found.get(chosen) is not None:  # no time, or nothing to compare with
+        if status == parts.OUT_OF_TIME or found.get(chosen) is not None:  # no time left, or nothing to compare with
             break
         if not new:
             last = (text.strip().splitlines() or ["no output"])[-1]
@@ -52,7 +51,7 @@ def _apart(group: Group, device: torch.device, names: list[str], logs: pathlib.P
 
 
 def _parsed(line: str) -> tuple[str, str | None] | None:
-    """Name and error of a line that is a verdict."""
+    """Name and error, where the line is a verdict."""
     try:
         row = json.loads(line)
     except ValueError:

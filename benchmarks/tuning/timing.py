@@ -1,18 +1,19 @@
-"""Times of several calls that differ in their launch, taken in turn: a clock that drifts moves them all."""
+"""Times several calls in turn, so that a drifting clock moves all of them."""
 
 import time
 
 import torch
 
 from ulsam_fused.bench import timing
+from ulsam_fused.bench.accuracy import one_line
 
 
 def in_turn(
     calls: dict[str, timing.Call], sets: int, seconds: float, device: torch.device
 ) -> tuple[dict[str, timing.Timing], dict[str, str]]:
-    """Times, and the errors of calls that have none. `seconds` are for each of them.
+    """The times of the calls, and the errors of those that fail. `seconds` are for each call.
 
-    Every call has a graph over all input sets, and a round replays each once, cold.
+    Every call has a graph over all input sets; a round replays each graph once, with cold caches.
     """
     if device.type != "cuda":
         return _interpreted(calls), {}
@@ -23,7 +24,7 @@ def in_turn(
             timing.event_time(sweeps[name])
         except RuntimeError as error:
             sweeps.pop(name, None)
-            errors[name] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            errors[name] = f"failed: {one_line(error)}"
     samples: dict[str, list[float]] = {name: [] for name in sweeps}
     least, most = timing.ROUNDS
     end = time.monotonic() + seconds * len(sweeps)
@@ -37,7 +38,7 @@ def in_turn(
 
 
 def _interpreted(calls: dict[str, timing.Call]) -> dict[str, timing.Timing]:
-    """Two calls of each: they show that the script works, and nothing else."""
+    """Two calls of each, which only show that the script works."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(2):
         for name, call in calls.items():

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import on_cpu, on_gpu, parts
-from benchmarks import sizes as case_list
+from benchmarks import on_cpu, on_gpu, parts, sizes
 from tests.helpers.processes import ROOT
-from ulsam_fused.bench.directions import CHOICES
+from ulsam_fused.bench.cases import LAYOUTS
+from ulsam_fused.bench.directions import DIRECTIONS
 from ulsam_fused.bench.providers import providers
+from ulsam_fused.bench.workload import check_case
 from ulsam_fused.cli import bench
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -43,23 +44,23 @@ def test_every_case_type_format_and_direction_is_measured_on_a_gpu(quick: bool) 
     for options in planned:
         assert set(options.provider) <= names
         assert {"eager", "fused[triton]", "fused[triton]+norm"} <= set(options.provider)
-        assert (options.layout, options.direction) == ("both", "all")
-        assert "train-norm" in CHOICES[options.direction]
-        assert options.case == list(case_list.CASES[: len(options.case)])
-    whole = {options.dtype for options in planned if len(options.case) == len(case_list.CASES)}
+        assert options.layout == list(LAYOUTS)
+        assert options.direction == list(DIRECTIONS)
+        assert options.case == list(sizes.CASES[: len(options.case)])
+    whole = {options.dtype for options in planned if len(options.case) == len(sizes.CASES)}
     assert whole == (set() if quick else {"float16", "bfloat16", "float32"})
-    for case in case_list.CASES:
-        bench.check_case(case)
+    for case in sizes.CASES:
+        check_case(case)
 
 
 def test_every_case_is_measured_on_a_cpu_beside_its_peers() -> None:
     planned = [options_of(part) for part in on_cpu.plan(1.0, quick=False)]
     measured = [case for options in planned for case in options.case]
     assert len(set(measured)) == len(measured)
-    assert set(case_list.small()) <= set(measured)
-    assert all(case_list.numbers(case)[0] <= case_list.SMALL_BATCH for case in measured)
+    assert set(sizes.small()) <= set(measured)
+    assert all(sizes.numbers(case)[0] <= sizes.SMALL_BATCH for case in measured)
     for options in planned:
-        assert (options.dtype, options.direction) == ("float32", "both")
+        assert (options.dtype, options.direction) == ("float32", None)
         assert options.compile or {"eager", "vectorised+compile", "fused[torch]"} <= set(options.provider)
 
 
@@ -89,7 +90,9 @@ class Machine:
 
 
 def kind(command: list[str]) -> str:
-    return "pytest" if "pytest" in command else command[2] if command[0] == "-m" else pathlib.Path(command[0]).stem
+    """The command of the package, or the module that is run."""
+    assert command[0] == "-m"
+    return command[2] if command[1] == "ulsam_fused" else command[1].removeprefix("benchmarks.")
 
 
 def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +105,7 @@ def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
     assert all(path.is_file() for path, _ in tested)
     order = [kind(command) for command in machine.commands]
     assert order[: len(tested)] == ["pytest"] * len(tested)
-    assert order[len(tested) :] == ["check", *["warm_up"] * len(case_list.CASES), *["bench"] * 4]
+    assert order[len(tested) :] == ["check", *["warm_up"] * len(sizes.CASES), *["bench"] * 4]
     (file,) = tmp_path.glob("*.json")
     assert file.name == "nvidia-h0-torch2.11.0-triton3.6.0.json"
     result = json.loads(file.read_text())

@@ -31,7 +31,8 @@ def cpu(tmp_path_factory: pytest.TempPathFactory) -> Result:
         return {name: timing.Timing(us, 0.9 * us, 1.1 * us, "made up") for name, us in times.items()}
 
     out = tmp_path_factory.mktemp("results") / "b.json"
-    command = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x12x10/g4", "--direction", "all"]
+    command = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x12x10/g4"]
+    command += [word for direction in directions.DIRECTIONS for word in ("--direction", direction)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "wall_clock", clock)
         assert cli.main([*command, "--json", str(out)]) == 0

@@ -9,10 +9,7 @@ import torch
 
 from ulsam_fused import cli
 from ulsam_fused.cli import attend
-from ulsam_fused.cli import attend_model as model_maps
-from ulsam_fused.console import drawing as overlay
-from ulsam_fused.console import images as pictures
-from ulsam_fused.console import picture_features as stem
+from ulsam_fused.console import drawing, images, network_maps, picture_features
 from ulsam_fused.models import MobileNet, mobilenet_v1, mobilenet_v2
 
 
@@ -92,9 +89,9 @@ def test_each_family_looks_where_its_structure_is(picture: Path) -> None:
     h, w = maps.shape[1:]
     regions = {"bright spots": (10, 10, 20), "warm colours": (10, 60, 30), "cool colours": (60, 10, 30)}
     for family, (top, left, side) in regions.items():
-        a = maps[stem.FAMILIES.index(family)]
+        a = maps[picture_features.FAMILIES.index(family)]
         at = int(a.argmax())
-        row, column = at // w * stem.STRIDE, at % w * stem.STRIDE
+        row, column = at // w * picture_features.STRIDE, at % w * picture_features.STRIDE
         assert top - 8 <= row <= top + side + 8, (family, row, column, h)
         assert left - 8 <= column <= left + side + 8, (family, row, column)
 
@@ -165,18 +162,18 @@ def test_crop_is_the_middle_of_the_scaled_picture(tmp_path: Path) -> None:
         width, height = (side * 256 // min(size) for side in size)
         left, top = round((width - 224) / 2), round((height - 224) / 2)
         whole = image.resize((width, height), Image.Resampling.BILINEAR)
-        expected = pictures.pixels(whole.crop((left, top, left + 224, top + 224)))
-        found = pictures.centre(tmp_path / "noise.png")
+        expected = images.pixels(whole.crop((left, top, left + 224, top + 224)))
+        found = images.centre(tmp_path / "noise.png")
         assert found.shape == (3, 224, 224)
         assert (found - expected).abs().max() <= 1.01 / 255
-    grey = pictures.normalised(torch.tensor([0.485, 0.456 + 0.224, 0.406 - 0.225]).view(3, 1, 1))
+    grey = images.normalised(torch.tensor([0.485, 0.456 + 0.224, 0.406 - 0.225]).view(3, 1, 1))
     torch.testing.assert_close(grey.flatten(), torch.tensor([0.0, 1.0, -1.0]))
 
 
 def test_an_enlarged_map_covers_the_picture() -> None:
     strength = torch.zeros(7, 7)
     strength[0, 6] = 1
-    shown = overlay.enlarged(strength, 224, 224)
+    shown = drawing.enlarged(strength, 224, 224)
     assert shown[:16, -16:].min() == 1
     assert shown[48:].max() == shown[:, :176].max() == 0
 
@@ -196,9 +193,9 @@ def test_a_networks_maps_lie_over_what_it_saw(
     assert lines[1] == "weights of net.pth"
     assert [line.split()[:5] for line in lines[4:6]] == [["1", "112", "x", "112", str(k)] for k in range(2)]
     model = brightness_detector(attention=attention).eval()
-    maps = model_maps.maps_of(model, pictures.normalised(pictures.centre(spot)), "reference")
+    maps = network_maps.maps_of(model, images.normalised(images.centre(spot)), "reference")
     assert [float(line.split()[5]) for line in lines[4:6]] == pytest.approx(
-        [overlay.peak(a) for a in maps[1]], abs=0.006
+        [drawing.peak(a) for a in maps[1]], abs=0.006
     )
     found = panels(out)
     assert len(found) == 3
@@ -212,15 +209,15 @@ def test_a_networks_maps_lie_over_what_it_saw(
 
 def test_maps_of_a_network_are_those_of_its_layers(spot: Path) -> None:
     model = brightness_detector().eval()
-    x = pictures.normalised(pictures.centre(spot))
-    maps = model_maps.maps_of(model, x, "torch")
+    x = images.normalised(images.centre(spot))
+    maps = network_maps.maps_of(model, x, "torch")
     assert list(maps) == [1]
     torch.testing.assert_close(maps[1], model.attention_maps(x[None])[1][0])
     at = int(maps[1][0].argmax())
     assert abs(at // 112 * 2 - SPOT[0]) < 12
     assert abs(at % 112 * 2 - SPOT[1]) < 12
-    assert model_maps.spread(maps[1][0]).aminmax() == (0, 1)
-    assert not model_maps.spread(torch.full((7, 7), 1 / 49)).any()
+    assert network_maps.spread(maps[1][0]).aminmax() == (0, 1)
+    assert not network_maps.spread(torch.full((7, 7), 1 / 49)).any()
 
 
 def test_without_a_checkpoint_the_weights_are_random_and_say_so(

@@ -1,6 +1,7 @@
 """`ulsam-fused check` passes what is right and fails each of many wrong operators."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from torch import Tensor
 import ulsam_fused as uf
 from tests.helpers import mutants
 from ulsam_fused import cli
-from ulsam_fused.bench import accuracy as compare
 from ulsam_fused.bench import cases
+from ulsam_fused.bench.operator_accuracy import QUANTITIES, Operator, compare
 from ulsam_fused.cli import check
 
 CPU = torch.device("cpu")
@@ -33,28 +34,35 @@ def lines_of(text: str) -> list[str]:
 
 
 def test_check_passes_and_counts(few_cases: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", "--quick", "--backend", "torch", "--device", "cpu"]) == 0
+    command = ["check", "--quick", "--backend", "torch", "--device", "cpu"]
+    assert cli.main(command) == 0
+    device, backend, last = lines_of(capsys.readouterr().out)
+    assert device.startswith("cpu")
+    assert re.fullmatch(r"torch   passed  worst: \S+ \S+ of \S+ allowed \(2x6x7x5/g2 [^)]+\)  \d+\.\d s", backend)
+    assert last == f"{3 * (len(QUANTITIES) + 1)} checks passed, 0 failed"
+    assert cli.main([*command, "--verbose"]) == 0
     lines = lines_of(capsys.readouterr().out)
-    assert lines[-1] == f"{3 * (len(compare.QUANTITIES) + 1)} checks passed, 0 failed"
+    assert lines[-1] == last
     assert sum(" ok " in line for line in lines) == 3
+    assert all(quantity in lines[2] for quantity in QUANTITIES)
 
 
 def test_check_passes_on_the_real_quick_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", "--quick", "--backend", "torch", "--device", "cpu"]) == 0
+    assert cli.main(["check", "--quick", "--verbose", "--backend", "torch", "--device", "cpu"]) == 0
     table = capsys.readouterr().out
     assert all(word in table for word in ("fp32", "fp16", "bf16", "nchw", "nhwc", "random", "peaked", "ties", "relu"))
 
 
-MUTANTS: dict[str, tuple[compare.Operator, str]] = {  # and what check says of it
-    "identity": (mutants.identity, "y-x: error"),
-    "last tie wins": (mutants.last_tie_wins, "dx-dy: error"),
-    "no dscale": (mutants.without_gradient(1), "dscale: error"),
-    "no dv": (mutants.without_gradient(2), "dv: error"),
-    "no dshift": (mutants.without_gradient(4), "dshift: error"),
-    "no db": (mutants.without_gradient(5), "db: error"),
-    "no du": (mutants.without_gradient_through_the_maximum, "dx(A): error"),
-    "swapped subspaces": (mutants.swapped_subspaces, "A: error"),
-    "slightly wrong": (mutants.slightly_wrong, "A: error"),
+MUTANTS: dict[str, tuple[Operator, str]] = {  # and what check says of it
+    "identity": (mutants.identity, "y-x is off by"),
+    "last tie wins": (mutants.last_tie_wins, "dx-dy is off by"),
+    "no dscale": (mutants.without_gradient(1), "dscale is off by"),
+    "no dv": (mutants.without_gradient(2), "dv is off by"),
+    "no dshift": (mutants.without_gradient(4), "dshift is off by"),
+    "no db": (mutants.without_gradient(5), "db is off by"),
+    "no du": (mutants.without_gradient_through_the_maximum, "dx(A) is off by"),
+    "swapped subspaces": (mutants.swapped_subspaces, "A is off by"),
+    "slightly wrong": (mutants.slightly_wrong, "A is off by"),
     "refusing": (mutants.refusing, "FAILED: RuntimeError: does not compile"),
 }
 
@@ -69,7 +77,8 @@ def test_check_fails_for_a_wrong_operator(
     lines = lines_of(capsys.readouterr().out)
     assert not lines[-1].endswith(" 0 failed")
     assert any(message in line for line in lines)
-    assert any("FAILED" in line for line in lines)
+    assert any(line.startswith("2x6x7x5/g2") and "FAILED" in line for line in lines)
+    assert any(line.startswith("torch   FAILED") for line in lines)
 
 
 @pytest.mark.parametrize("mutant", ["identity", "swapped subspaces", "no du"])
@@ -78,21 +87,21 @@ def test_check_fails_for_a_wrong_operator(
 def test_gross_mutants_are_seen_in_every_type_and_map(mutant: str, dtype: str, maps: str) -> None:
     operator, message = MUTANTS[mutant]
     problem = cases.Case((2, 12, 28, 28, 3), dtype, "nchw", maps, None).problem(CPU)
-    wrong = [measure.quantity for measure in compare.compare(operator, problem) if not measure.passed]
-    assert message.removesuffix(": error") in wrong
+    wrong = [measure.quantity for measure in compare(operator, problem) if not measure.passed]
+    assert message.removesuffix(" is off by") in wrong
 
 
 def test_only_ties_see_the_wrong_tie() -> None:
     for maps, seen in (("random", False), ("ties", True)):
         problem = cases.Case((2, 6, 7, 5, 2), "float32", "nchw", maps, None).problem(CPU)
-        measures = {measure.quantity: measure for measure in compare.compare(mutants.last_tie_wins, problem)}
+        measures = {measure.quantity: measure for measure in compare(mutants.last_tie_wins, problem)}
         assert measures["A"].passed
         assert measures["dx-dy"].passed is not seen
 
 
 def test_a_second_run_with_other_bits_fails() -> None:
     problem = cases.Case((1, 4, 5, 5, 2), "float32", "nchw", "random", None).problem(CPU)
-    failed = [measure.quantity for measure in compare.compare(mutants.restless(), problem) if not measure.passed]
+    failed = [measure.quantity for measure in compare(mutants.restless(), problem) if not measure.passed]
     assert failed == ["repeat"]
 
 
@@ -102,7 +111,7 @@ def test_nan_is_wrong() -> None:
     def operator(x: Tensor, *arguments: Any, **options: Any) -> Any:
         return uf.reference.subspace_attention(x * math.nan, *arguments, **options)
 
-    assert not any(measure.passed for measure in compare.compare(operator, problem) if measure.quantity == "A")
+    assert not any(measure.passed for measure in compare(operator, problem) if measure.quantity == "A")
 
 
 def test_the_case_tables_cover_what_they_promise() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers.processes import ROOT
 from ulsam_fused import cli
-from ulsam_fused.cli import count_tables
-from ulsam_fused.cli.count_tables import Compared
+from ulsam_fused.console import count_tables
+from ulsam_fused.console.count_tables import Compared
 from ulsam_fused.models import published
 
 BEGIN, END = "<!-- count-table -->\n", "<!-- /count-table -->"

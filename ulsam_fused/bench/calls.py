@@ -1,18 +1,18 @@
-"""The calls that `bench` times: a provider in one direction, and the ceiling, which only moves the fewest bytes."""
+"""The calls that `bench` times: a provider in one direction, and the ceiling, which moves the fewest bytes."""
 
 import torch
 from torch import Tensor, nn
 
 from .directions import DIRECTIONS
 from .timing import Call
-from .workload import Setting
+from .workload import Workload
 
 Inputs = list[tuple[Tensor, Tensor | None]]  # x, and dy except in inference
 
 
-def inputs(setting: Setting, sets: int, batch: int | None = None) -> Inputs:
-    """So many sets of random numbers; `batch` instead of the setting's own."""
-    return [(setting.tensor(batch), setting.tensor(batch) if setting.training else None) for _ in range(sets)]
+def inputs(workload: Workload, sets: int, batch: int | None = None) -> Inputs:
+    """So many sets of random numbers; `batch` replaces the workload's own."""
+    return [(workload.tensor(batch), workload.tensor(batch) if workload.training else None) for _ in range(sets)]
 
 
 def call(module: nn.Module, inputs: Inputs, direction: str) -> Call:

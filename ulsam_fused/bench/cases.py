@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..console.devices import DTYPES
-from .accuracy import Problem
+from .operator_accuracy import Problem
 
 Shape = tuple[int, int, int, int, int]  # N, C, H, W, num_splits
 
@@ -22,7 +22,7 @@ LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 
 @dataclass(frozen=True)
 class Case:
-    """One row. Maps: "random" as initialised, nearly uniform; "peaked", weights 8 times larger; "ties", integers."""
+    """One row. Maps: "random", nearly uniform as initialised; "peaked", weights 8 times larger; "ties", integers."""
 
     shape: Shape
     dtype: str
@@ -38,7 +38,7 @@ class Case:
         return f"{size:<17} {dtype:<9} {SHORT[self.layout]:<6} {self.maps:<6} {activation:<4}"
 
     def problem(self, device: torch.device) -> Problem:
-        """The tensors of this row: the same numbers on every machine."""
+        """The tensors of this row, with the same numbers on every machine."""
         n, c, h, w, g = self.shape
         dtype = DTYPES[self.dtype]
         parameter_dtype = torch.float32 if self.wide_parameters else dtype
@@ -56,7 +56,7 @@ class Case:
         bound = (g / c) ** 0.5  # PyTorch's initialisation: 1 / sqrt(G)
         scale = uniform(c, 1.0)
         v = uniform(c, bound if self.maps == "random" else 8 * bound)
-        if self.maps == "ties":  # few integers, and weights of both signs and 0: most windows have several maxima
+        if self.maps == "ties":  # few integers and weights of -1, 0 and 1: most windows have several maxima
             x = feature_map(torch.randint(-2, 3, (n, c, h, w), generator=generator).float())
             scale = (torch.arange(c, device=device) % 3 - 1).to(parameter_dtype)
         else:
@@ -89,7 +89,7 @@ def quick() -> Iterator[Case]:
 
 
 def interpreted(quick: bool) -> Iterator[Case]:
-    """What Triton's interpreter gets through in reasonable time."""
+    """Few and small enough for Triton's interpreter."""
     rows = itertools.chain(_by_turns(TINY), _special(TINY[:1]))
     yield from itertools.islice(rows, 0, None, 3 if quick else 1)
 
@@ -100,7 +100,7 @@ def _by_turns(shapes: tuple[Shape, ...]) -> Iterator[Case]:
         for shape in shapes:
             layout, (maps, activation) = next(turns)
             yield Case(shape, dtype, layout, maps, activation)
-        next(turns)  # else a size would meet the same style in every type
+        next(turns)  # else a size would have the same style in every type
 
 
 def _special(shapes: tuple[Shape, ...]) -> Iterator[Case]:

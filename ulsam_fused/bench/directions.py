@@ -1,11 +1,11 @@
-"""What `bench` times of a layer, and the fewest bytes that each takes. The names are those of the rows."""
+"""What `bench` times of a layer, by the names that rows have, and the fewest bytes that each has to move."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Direction:
-    """Its bytes as a ceiling moves them: copies of x (2 passes over a tensor of its size), and sums of x and dy (3)."""
+    """The ceiling moves these bytes by copies of x (2 passes over a tensor of its size) and sums of x and dy (3)."""
 
     copies: int
     adds: int
@@ -25,15 +25,13 @@ DIRECTIONS = {
     "forward": Direction(1, 0),
     "backward": Direction(0, 1),
     "forward+backward": Direction(1, 1),
-    # Batch statistics cut either half into three phases, each of which waits for sums over the batch. 4 passes forward:
-    # x for its moments; x for the logits'; x, y. 6 backward: x, dy for the sums of dl; x for those of du; x, dy, dx.
+    # Batch statistics need sums over the batch, and what follows waits for them, so x is read once in each of three
+    # phases. Forward, 4 passes: x for its moments; x for the moments of the logits; x and y. Backward, 6: x and dy for
+    # the sums of dl; x for the sums of du; x, dy and dx.
     "train-norm": Direction(2, 2),
 }
-CHOICES = {  # of --direction, and what each measures
-    **{name: (name,) for name in DIRECTIONS},
-    "step": ("forward+backward",),  # its name before rows were published
-    "both": ("forward", "forward+backward", "train-norm"),
-    "all": tuple(DIRECTIONS),
-}
+DEFAULT = ("forward", "forward+backward", "train-norm")
+"""Inference and training; "backward" alone is a part of training."""
+
 NAMED = {"upstream-eval": "forward", "upstream-train": "train-norm"}
-"""Cases that compare the authors' form alone, compiled too, at all sizes."""
+"""Values of --case that compare the authors' form alone, compiled too, at all sizes in one direction."""

@@ -3,9 +3,9 @@
 import importlib
 import math
 import pathlib
-from typing import Any
 
 from ..console.errors import UserError
+from .rows import Result, Row
 
 COLOURS = {  # by provider; the fused ones stand out
     "eager": "#8c8c8c",
@@ -38,8 +38,8 @@ def require(path: pathlib.Path) -> None:
         raise UserError(f"{path}: the name of a picture must end in .png")
 
 
-def bars(result: dict[str, Any], path: pathlib.Path) -> None:
-    """One panel for each direction, one group of bars for each size; median times, whiskers from p20 to p80."""
+def bars(result: Result, path: pathlib.Path) -> None:
+    """A panel for each direction and a group of bars for each size: median times, with whiskers from p20 to p80."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,9 +58,9 @@ def bars(result: dict[str, Any], path: pathlib.Path) -> None:
         for i, name in enumerate(here):
             mine = [row for row in shown if row["provider"] == name]
             at = [groups[direction].index(_group(row)) + (i - (len(here) - 1) / 2) * step for row in mine]
-            middle = [row["us_p50"] for row in mine]
-            below = [row["us_p50"] - row["us_p20"] for row in mine]
-            above = [row["us_p80"] - row["us_p50"] for row in mine]
+            times = [(row["us_p20"] or 0.0, row["us_p50"] or 0.0, row["us_p80"] or 0.0) for row in mine]
+            middle = [p50 for _, p50, _ in times]
+            below, above = [p50 - p20 for p20, p50, _ in times], [p80 - p50 for _, p50, p80 in times]
             axes.bar(
                 at,
                 middle,
@@ -71,8 +71,8 @@ def bars(result: dict[str, Any], path: pathlib.Path) -> None:
                 label=f"{name} ({mine[0]['form']})",
             )
         axes.set_yscale("log")
-        if shown:  # a bar on a logarithmic axis has no foot of its own: it stands on a whole power of ten
-            axes.set_ylim(bottom=10 ** math.floor(math.log10(min(row["us_p20"] for row in shown)) - 0.1))
+        if shown:  # a logarithmic axis has no 0 for bars to stand on: they stand on a power of ten
+            axes.set_ylim(bottom=10 ** math.floor(math.log10(min(row["us_p20"] or 1.0 for row in shown)) - 0.1))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
         axes.set_ylabel("µs per call (log scale)")
         axes.set_title(direction, loc="left", fontsize=10, fontweight="bold")
@@ -87,5 +87,5 @@ def bars(result: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(path)
 
 
-def _group(row: dict[str, Any]) -> str:
+def _group(row: Row) -> str:
     return f"{row['case']}\n{row['dtype']} {row['layout']}"

@@ -16,7 +16,7 @@ from .. import reference, upstream
 from ..modules import ULSAM
 
 SHARPNESS = 16.0
-"""Weights this much larger than initial ones peak A, so that it can be seen in 16 bits. No time depends on it."""
+"""Weights are this much larger than initial ones, so that A has peaks that 16 bits can show. No time depends on it."""
 
 
 class Paper(nn.Module):
@@ -50,14 +50,14 @@ class Vectorised(Paper):
 
 @dataclass(frozen=True)
 class Sources:
-    """The modules that define the two functions, and that hold the weights that every provider gets."""
+    """The modules that define the two functions, with the weights that every provider gets."""
 
     paper: Paper
     upstream: reference.ULSAM
 
     @classmethod
     def make(cls, x: Tensor, num_splits: int, training: bool) -> "Sources":
-        """Weights in x's type on its device; the running statistics are those of one pass over x."""
+        """Weights have x's type and device; the running statistics come from one pass over x."""
         torch.manual_seed(0)
         paper, theirs = Paper(x.shape[1], num_splits), reference.ULSAM(x.shape[1], num_splits)
         for subspace in theirs.subspaces:
@@ -71,7 +71,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute the layer; `build` makes it from the sources, and `form` says which of them it must equal."""
+    """One way to compute the layer. `build` makes it from the sources; it must equal the source that `form` names."""
 
     name: str
     form: str  # "paper" or "upstream"
@@ -81,10 +81,10 @@ class Provider:
     fused: bool = False
 
     def takes_part(self, direction: str) -> bool:
-        """Whether its rows mean something there.
+        """Whether a row of it means something in this direction.
 
-        Batch statistics cost passes that the paper's form does not need, so ours is judged in a direction of its own;
-        the authors' module is the baseline everywhere.
+        Batch statistics cost passes over x that the paper's form does not need, so the fused authors' form trains in a
+        direction of its own, "train-norm". The authors' module is the baseline in every direction.
         """
         if self.form == "upstream":
             return not self.fused or direction in ("forward", "train-norm")
@@ -120,7 +120,7 @@ def _like(paper: Paper, module: nn.Module) -> nn.Module:
 
 def _compiled(provider: Provider) -> Provider:
     def build(sources: Sources) -> nn.Module:
-        module = copy.deepcopy(provider.build(sources))  # compiling changes the module, which may be a source
+        module = copy.deepcopy(provider.build(sources))  # compiling changes the module, and it may be a source
         module.compile(dynamic=False)
         return module
 

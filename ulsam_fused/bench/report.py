@@ -1,38 +1,16 @@
-"""What `bench` says: rows for JSON, and the table."""
+"""What `bench` prints: a table that fits a screen, or every figure with notes."""
 
-import datetime
 import itertools
-import pathlib
-import subprocess
+import re
 import sys
-from typing import Any
+import textwrap
 
-import torch
-
-from ..console import devices
+from ..console.tables import aligned
 from .directions import DIRECTIONS
 from .providers import Provider
-from .timing import Timing
-from .workload import Setting
+from .rows import Heading, Result, Row, workload_of
 
-
-def heading(device: torch.device) -> dict[str, Any]:
-    """What every row was measured with."""
-    return {
-        "device": devices.name_of(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "torch": torch.__version__,
-        "triton": devices.triton_version(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def heading_line(result: dict[str, Any]) -> str:
-    """A heading as the first line of a table."""
-    threads = f", threads: {result['threads']}" if result["threads"] else ""
-    triton, at = result["triton"] or "none", result["commit"] or "unknown"
-    return f"{result['device']}{threads}, torch {result['torch']}, triton {triton}, commit {at}, {result['date']}"
+WIDTH = 100  # columns of a screen
 
 
 def progress(line: str) -> None:
@@ -40,90 +18,78 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def commit() -> str | None:
-    """The commit of the checkout that this package runs from, "-dirty" where files differ; None outside a checkout."""
-    root = pathlib.Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+def heading_lines(heading: Heading) -> list[str]:
+    """A heading as the first lines of a table."""
+    threads = f", threads: {heading['threads']}" if heading["threads"] else ""
+    triton, at = heading["triton"] or "none", heading["commit"] or "unknown"
+    line = f"{heading['device']}{threads}, torch {heading['torch']}, triton {triton}, commit {at}, {heading['date']}"
+    return textwrap.wrap(line, WIDTH)
 
 
-def row(
-    setting: Setting,
-    provider: Provider | None,
-    timings: dict[str, Timing],
-    error: str | None,
-    extras: dict[str, dict[str, float]],
-) -> dict[str, Any]:
-    """One line of the result; provider None is the ceiling. Numbers that were not measured are None."""
-    ceiling = DIRECTIONS[setting.direction].ceiling
-    name = provider.name if provider else ceiling
-    timing = timings.get(name)
-    us = timing.p50 if timing else None
-
-    def relative_to(other: str) -> float | None:
-        return timings[other].p50 / us if us and other in timings else None
-
-    share = relative_to(ceiling)
-    in_paper_form = provider is not None and provider.form == "paper"
-    return {
-        "case": setting.case,
-        "direction": setting.direction,
-        "dtype": setting.dtype,
-        "layout": setting.layout,
-        "provider": name,
-        "form": provider.form if provider else None,
-        "error": error,
-        "us_p50": _rounded(us, 2),
-        "us_p20": _rounded(timing.p20 if timing else None, 2),
-        "us_p80": _rounded(timing.p80 if timing else None, 2),
-        "gbps": _rounded(setting.floor / us / 1e3, 4) if us else None,
-        "percent_of_ceiling": None if share is None else _rounded(100 * share, 3),
-        "speedup_vs_eager": _rounded(relative_to("eager"), 3) if provider else None,
-        "speedup_vs_paper_eager": _rounded(relative_to("paper-eager"), 3) if in_paper_form else None,
-        "host_us": _rounded(extras.get(name, {}).get("host_us"), 2),
-        "peak_mem_mb": _rounded(extras.get(name, {}).get("peak_mem_mb"), 2),
-        "method": timing.method if timing else None,
-    }
+def summary(result: Result) -> str:
+    """A line for each size and direction, a column for each provider; then every error in full."""
+    names = list(dict.fromkeys(row["provider"] for row in result["rows"] if row["form"] is not None))
+    parts = [re.split(r"(?=[\[+])|(?<=-)", name) for name in names]  # fused[torch]+norm in three lines
+    height = max((len(words) for words in parts), default=0)
+    table = [["", *((words + [""] * height)[i] for words in parts)] for i in range(height)]
+    headings, last = [""] * height, ""  # of every line: the size, where it differs from the line before
+    for at, group in itertools.groupby(result["rows"], key=workload_of):
+        by_name = {row["provider"]: row for row in group}
+        table.append([f"  {at.direction}", *(_cell(by_name.get(name)) for name in names)])
+        heading = f"{at.case}  {at.dtype}  {at.layout}\n"
+        headings.append("" if heading == last else heading)
+        last = heading
+    lines = map(str.__add__, headings, aligned(table, left=1, gap=1))
+    wrong = [
+        f"{row['provider']} at {' '.join(workload_of(row))}: {row['error']}" for row in result["rows"] if row["error"]
+    ]
+    notes = [
+        "eager, the authors' module in eager PyTorch: its median time. Others: how many times faster.",
+        "fused: the paper's form, which is less work. fused with +norm: the authors' form. More: --verbose.",
+    ]
+    return "\n".join([*heading_lines(result), "", *lines, "", *wrong, *[""] * bool(wrong), *notes])
 
 
-def table(result: dict[str, Any], providers: list[Provider]) -> str:
-    """All rows, a block for each size and direction, and what each provider computes."""
-    lines = [heading_line(result)]
-    for key, group in itertools.groupby(
-        result["rows"], key=lambda r: f"{r['case']}  {r['direction']}  {r['dtype']}  {r['layout']}"
-    ):
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row["error"]:
+        return row["error"].split(":")[0].split()[0]
+    return _times(row["speedup_vs_eager"]) if row["provider"] != "eager" and row["speedup_vs_eager"] else _us(row)
+
+
+def _us(row: Row) -> str:
+    us = row["us_p50"] or 0.0
+    return f"{us:.1f} us" if us < 10_000 else f"{us / 1000:.1f} ms"
+
+
+def details(result: Result, providers: list[Provider]) -> str:
+    """Every figure, a block for each size and direction, and what each provider computes."""
+    lines = heading_lines(result)
+    for at, group in itertools.groupby(result["rows"], key=workload_of):
         rows = list(group)
-        measured_on_gpu = any(r["host_us"] is not None for r in rows)
-        head = f"{'provider':<20} {'computes':<9} {'median us':>10} {'p20':>9} {'p80':>9}"
-        head += f" {'vs eager':>9} {'vs paper':>9} {'GB/s':>7} {'% ceiling':>9}"
-        head += f" {'host us':>8} {'peak MB':>8}" if measured_on_gpu else ""
-        lines += ["", key, head]
-        lines += [_line(r, measured_on_gpu) for r in rows]
-    return "\n".join([*lines, "", *_footnotes(result, providers)])
+        on_gpu = any(row["host_us"] is not None for row in rows)
+        head = ["provider", "computes", "median us", "p20", "p80", "vs eager", "vs paper", "GB/s", "% ceiling"]
+        head += ["host us", "peak MB"] if on_gpu else []
+        table = [head, *(_figures(row, on_gpu) for row in rows if not row["error"])]
+        lines += ["", "  ".join(at), *aligned(table, left=2)]
+        lines += [f"{row['provider']}: {row['error']}" for row in rows if row["error"]]
+    return "\n".join([*lines, "", *_notes(result, providers)])
 
 
-def _line(r: dict[str, Any], gpu: bool) -> str:
-    start = f"{r['provider']:<20} {r['form'] or '-':<9} "
-    if r["error"]:
-        return start + str(r["error"])
-    line = start + f"{r['us_p50']:>10.1f} {r['us_p20']:>9.1f} {r['us_p80']:>9.1f}"
-    line += f" {_times(r['speedup_vs_eager']):>9} {_times(r['speedup_vs_paper_eager']):>9}"
-    line += f" {r['gbps']:>7.2f} {r['percent_of_ceiling']:>9.1f}"
-    return line + (f" {_number(r['host_us']):>8} {_number(r['peak_mem_mb']):>8}" if gpu else "")
+def _figures(row: Row, on_gpu: bool) -> list[str]:
+    cells = [row["provider"], row["form"] or "-"]
+    cells += [_number(row[key]) for key in ("us_p50", "us_p20", "us_p80")]
+    cells += [_times(row["speedup_vs_eager"]), _times(row["speedup_vs_paper_eager"])]
+    cells += [_number(row["gbps"], 2), _number(row["percent_of_ceiling"])]
+    return cells + ([_number(row["host_us"]), _number(row["peak_mem_mb"])] if on_gpu else [])
 
 
-def _footnotes(result: dict[str, Any], providers: list[Provider]) -> list[str]:
-    directions = {r["direction"] for r in result["rows"]}
-    measured = {r["provider"] for r in result["rows"]}
-    shown = [p for p in providers if p.name in measured]
-    methods = sorted({r["method"] for r in result["rows"] if r["method"]})
-    notes = [f"  {p.name:<20} {p.form:<9} {p.note}" for p in shown]
+def _notes(result: Result, providers: list[Provider]) -> list[str]:
+    directions = {row["direction"] for row in result["rows"]}
+    measured = {row["provider"] for row in result["rows"]}
+    methods = sorted({row["method"] for row in result["rows"] if row["method"]})
+    notes = aligned([["", p.name, p.form, p.note] for p in providers if p.name in measured])
     notes.append("upstream: with biases, two BatchNorms and ReLUs. paper: 2*C weights and nothing else, so less work.")
     if "forward" in directions:
         notes.append("forward: no gradients; upstream in eval mode (running statistics).")
@@ -147,13 +113,9 @@ def _footnotes(result: dict[str, Any], providers: list[Provider]) -> list[str]:
     return notes
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
-
-
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

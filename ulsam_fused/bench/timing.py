@@ -1,9 +1,8 @@
-"""How `bench` takes times.
+"""How `bench` takes times: after a warm-up, the median and the 20th and 80th percentiles.
 
-GPU: device time of CUDA graphs that run once over as many input sets as fill 200 MB, so that every call finds a cold
-cache; the time of the host is taken apart, at batch 1. CPU: wall clock of runs of 10 ms, all providers in turn, round
-after round, on one input that may stay in the cache.
-Everywhere: warm up first, then median and the 20th and 80th percentiles.
+On a GPU: device time of CUDA graphs. A graph makes one call with each of many input sets, 200 MB together, so every
+call finds a cold cache. The host's time is taken apart, at batch 1. On a CPU: wall clock of runs of 10 ms, all
+providers in turn, round after round, on one input that may stay in the cache.
 """
 
 import math
@@ -37,7 +36,7 @@ class Timing:
 
 
 def sets_needed(bytes_per_set: int, device: torch.device) -> int:
-    """How many input sets to make: one on a CPU, on a GPU as many as leave nothing in its cache."""
+    """How many input sets to make: one on a CPU, on a GPU enough to push each other out of its cache."""
     if device.type != "cuda":
         return 1
     return min(MOST_SETS, max(2, math.ceil(COLD_BYTES / bytes_per_set)))
@@ -51,15 +50,15 @@ def wall_clock(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
     for i in range(ROUNDS[1]):
         if i >= ROUNDS[0] and time.perf_counter() > end:
             break
-        names = list(calls) if i % 2 == 0 else list(reversed(calls))  # nobody always runs after the same neighbour
+        names = list(calls) if i % 2 == 0 else list(reversed(calls))  # no call always follows the same one
         for name in names:
-            calls[name](0)  # not counted: it finds the caches, the memory pool and the threads of another provider
+            calls[name](0)  # not counted: it finds the caches and the memory pool as another provider left them
             samples[name].append(_wall(calls[name], inner[name]))
     return {name: Timing.of(found, "wall clock, interleaved") for name, found in samples.items()}
 
 
 def _calls_per_sample(call: Call) -> int:
-    """So many that a sample lasts some 10 ms; warms up, too."""
+    """As many as last some 10 ms. Finding out warms up, too."""
     call(0)
     once = min(_wall(call, 1) for _ in range(3))
     return max(1, min(1000, math.ceil(10_000 / max(once, 1e-3))))
@@ -85,7 +84,7 @@ def device_time(call: Call, sets: int, seconds: float) -> Timing:
 
 
 def sweep(call: Call, sets: int) -> tuple[Callable[[], object], str]:
-    """One call after the other with every input set, and how: a graph's replay, or plain calls without a graph."""
+    """A function that calls once with every input set, and how: a graph's replay, or plain calls without a graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -115,7 +114,7 @@ def event_time(run: Callable[[], object]) -> float:
 
 
 def host_time(call: Call, seconds: float, count: int = 10) -> float:
-    """Microseconds that the host spends on a call whose work on the device is small: of at most 1000 calls."""
+    """Microseconds that the host spends on a call with little work for the device; from at most 1000 calls."""
     for _ in range(10):
         call(0)
     found: list[float] = []

@@ -1,4 +1,4 @@
-"""The command line: `ulsam-fused COMMAND …`, also `python -m ulsam_fused COMMAND …`.
+"""The command line: `ulsam-fused COMMAND …` or `python -m ulsam_fused COMMAND …`.
 
 A command is a module of this folder with `add_arguments(parser)` and `run(args) -> int`, and a line in COMMANDS. Only
 the module of the command in use is imported.
@@ -9,9 +9,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from .._version import __version__
+from ..console.arguments import Parser
 from ..console.errors import UserError
 
 COMMANDS = {  # name, which is also the module's: the line that `ulsam-fused --help` shows
@@ -34,11 +34,6 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` is sys.argv[1:] by default."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -58,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     chosen = next((word for word in argv if not word.startswith("-")), None)
     module = importlib.import_module(f"{__name__}.{chosen}") if chosen in COMMANDS else None
-    parser = _Parser(
+    parser = Parser(
         prog="ulsam-fused",
         description="Ultra-lightweight subspace attention (ULSAM), fused.",
         epilog=_EXAMPLES,

@@ -2,13 +2,16 @@
 
 import argparse
 import functools
+import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
 from ..bench import cases
-from ..bench.accuracy import QUANTITIES, Measure, Operator, compare
+from ..bench.accuracy import Measure, one_line
 from ..bench.cases import Case
+from ..bench.operator_accuracy import QUANTITIES, Operator, compare
 from ..console import devices
 from ..console.errors import UserError
 from ..functional import subspace_attention
@@ -17,8 +20,28 @@ _DESCRIPTION = """\
 Compares every fused backend that can serve here with the reference in float64: the attention A, y - x, y, the
 gradients, and whether a second run gives the same bits. Numbers are relative errors: dx-dy is what the layer adds to
 the gradient that passes through, dx(A) the gradient of x through A alone. Each may be twice what eager PyTorch loses in
-the same type on the same inputs, plus rounding of the type and of float32 sums; what is above is marked with "!".
+the same type on the same inputs, plus rounding of the type and of float32 sums.
+Prints a line for each backend and every failure; with --verbose a line for each case, "!" at what is above.
 """
+
+
+class Worst(NamedTuple):
+    """The quantity of all cases whose error takes most of its tolerance."""
+
+    measure: Measure
+    case: Case
+
+    def __str__(self) -> str:
+        quantity, error, tolerance = self.measure.quantity, self.measure.error, self.measure.tolerance
+        return f"worst: {quantity} {error:.1e} of {tolerance:.1e} allowed ({' '.join(str(self.case).split())})"
+
+
+class Outcome(NamedTuple):
+    """How many quantities of a backend passed and failed, and the worst."""
+
+    passed: int
+    failed: int
+    worst: Worst | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this one; repeatable")
     devices.add_device_argument(parser)
     parser.add_argument("--quick", action="store_true", help="formats, maps and activations by turns")
+    parser.add_argument("--verbose", action="store_true", help="print every case with its errors")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,9 +69,15 @@ def run(args: argparse.Namespace) -> int:
             rows = cases.interpreted(args.quick)
         else:
             rows = cases.quick() if args.quick else cases.full()
-        counts = check(name, operator_of(name), rows, device)
-        passed, failed = passed + counts[0], failed + counts[1]
-    print(f"\n{passed} checks passed, {failed} failed")
+        start = time.perf_counter()
+        if args.verbose:
+            print(f"\nbackend {name}\n{_HEAD}")
+        found = check(operator_of(name), rows, device, args.verbose)
+        seconds = time.perf_counter() - start
+        result = "FAILED" if found.failed else "passed"
+        print(f"{name:<7} {result}  {found.worst or 'nothing could be compared'}  {seconds:.1f} s", flush=True)
+        passed, failed = passed + found.passed, failed + found.failed
+    print(f"{passed} checks passed, {failed} failed")
     return 1 if failed else 0
 
 
@@ -55,33 +85,31 @@ def operator_of(backend: str) -> Operator:
     return functools.partial(subspace_attention, backend=backend)
 
 
-def check(name: str, operator: Operator, rows: Iterable[Case], device: torch.device) -> tuple[int, int]:
-    """Print a row for each case as it is done; returns how many checks passed and how many failed."""
+_HEAD = f"{'NxCxHxW/g':<17} {'type':<9} {'format':<6} {'maps':<6} {'act':<4} {'result':<6}" + "".join(
+    f"{quantity:>9}" for quantity in QUANTITIES
+)
+
+
+def check(operator: Operator, rows: Iterable[Case], device: torch.device, verbose: bool) -> Outcome:
+    """Check every case; print those that fail, or all where verbose, as they are done."""
     passed = failed = 0
-    head = "".join(f"{quantity:>9}" for quantity in QUANTITIES)
-    print(f"\nbackend {name}\n{'NxCxHxW/g':<17} {'type':<9} {'format':<6} {'maps':<6} {'act':<4} {'result':<6}{head}")
+    worst: Worst | None = None
     for case in rows:
         try:
-            measures = compare(operator, case.problem(device))
+            found = compare(operator, case.problem(device))
         except (RuntimeError, ValueError, TypeError) as error:
             failed += 1
-            print(f"{case} FAILED: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            print(f"{case} FAILED: {one_line(error)}", flush=True)
             continue
-        wrong = [measure for measure in measures if not measure.passed]
-        passed, failed = passed + len(measures) - len(wrong), failed + len(wrong)
-        cells = {measure.quantity: _cell(measure) for measure in measures}
-        row = "".join(f"{cells.get(quantity, '-'):>9}" for quantity in QUANTITIES)
-        print(f"{case} {'FAILED' if wrong else 'ok':<6}{row}", flush=True)
+        wrong = [measure for measure in found if not measure.passed]
+        passed, failed = passed + len(found) - len(wrong), failed + len(wrong)
+        here = Worst(max(found, key=lambda measure: measure.share), case)
+        if worst is None or here.measure.share > worst.measure.share:
+            worst = here
+        if verbose or wrong:
+            cells = {measure.quantity: f"{measure.error:.1e}{'' if measure.passed else '!'}" for measure in found}
+            errors = "".join(f"{cells.get(quantity, '-'):>9}" for quantity in QUANTITIES)
+            print(f"{case} {'FAILED' if wrong else 'ok':<6}{errors if verbose else ''}", flush=True)
         for measure in wrong:
-            print(f"    {_complaint(measure)}", flush=True)
-    return passed, failed
-
-
-def _complaint(measure: Measure) -> str:
-    if measure.quantity == "repeat":
-        return "a second run gave other bits"
-    return f"{measure.quantity}: error {measure.error:.1e}, tolerance {measure.tolerance:.1e}"
-
-
-def _cell(measure: Measure) -> str:
-    return f"{measure.error:.1e}{'' if measure.passed else '!'}"
+            print(f"    {'a second run gave other bits' if measure.quantity == 'repeat' else measure}", flush=True)
+    return Outcome(passed, failed, worst)

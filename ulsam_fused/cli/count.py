@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from ..console import model_options as backbone
+from ..console import count_tables, model_options
+from ..console.count_tables import Compared, Module
 from ..console.errors import UserError, check_output
 from ..models.counting import RULES, Count, count
-from . import count_tables
-from .count_tables import Compared, Module
 
 _DESCRIPTION = """\
 Builds every model of the paper's tables and counts it beside what the authors published. With --model, counts that
-model instead, and what ULSAM saves or costs in it. Nothing is run and no weights are made: shapes are enough.
+model instead, and what ULSAM saves or costs in it. Nothing is run and no weights are made: counting needs shapes only.
 """
 _EPILOG = """\
 examples:
@@ -34,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modules", action="store_true", help="attention modules at 512x14x14 instead")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write exact counts to this file")
-    group = backbone.add_arguments(parser)
+    group = model_options.add_arguments(parser)
     group.add_argument("--size", type=int, metavar="PX", help="side of the input (default: 224)")
 
 
 def run(args: argparse.Namespace) -> int:
-    backbone.check(args, "size")
+    model_options.check(args, "size")
     if args.json is not None:
         check_output(args.json)
     if args.model is not None and (args.modules or args.markdown):
@@ -68,10 +67,10 @@ def _own_model(args: argparse.Namespace) -> dict[str, Any]:
     if not 32 <= side <= 4096:
         raise UserError(f"--size must be from 32 to 4096, got {side}")
     with torch.device("meta"):
-        model = backbone.build(args)
-        vanilla = backbone.build(argparse.Namespace(**{**vars(args), "insert": None, "replace": None}))
+        model = model_options.build(args)
+        vanilla = model_options.build(argparse.Namespace(**{**vars(args), "insert": None, "replace": None}))
     ours, plain = count(model, 3, side, side), count(vanilla, 3, side, side)
-    print(f"{backbone.describe(args)}; input 3x{side}x{side}")
+    print(f"{model_options.describe(args)}; input 3x{side}x{side}")
     print(f"{'':<16} {'this model':>14} {'without ULSAM':>14} {'difference':>14} {'in %':>8}")
     for name, here, there in zip(("weights", "all parameters", "MACs"), ours, plain, strict=True):
         print(f"{name:<16} {here:>14,} {there:>14,} {here - there:>+14,} {100 * (here / there - 1):>+8.2f}")

@@ -9,7 +9,7 @@ import torch
 from .. import backends
 from .errors import UserError
 
-FUSED = ("triton", "torch")  # the reference is what these are compared with
+FUSED = ("triton", "torch")  # compared with the reference
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -61,7 +61,7 @@ def fused_backends(asked: list[str] | None, device: torch.device) -> list[str]:
 
 
 def interpreted(backend: str, device: torch.device) -> bool:
-    """Whether the backend would run by Triton's interpreter: right values, and very slow."""
+    """Whether the backend would run by Triton's interpreter, which is right and very slow."""
     return (
         backend == "triton" and device.type == "cpu" and backends.triton_problem() is None and backends.interpreting()
     )

@@ -1,4 +1,4 @@
-"""Mistakes of a user: printed as one line, without a traceback."""
+"""Mistakes of a user, which are printed in one line, without a traceback."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def check_output(path: pathlib.Path) -> None:
-    """Raises UserError where a file cannot be written: found out before the work, not after it."""
+    """Raises UserError where a file cannot be written, before the work that it is for."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")

@@ -9,10 +9,10 @@ from torch import Tensor
 from .errors import UserError
 
 SHORTER, CROP = 256, 224
-"""What networks trained on ImageNet are shown: the middle CROP x CROP of a picture whose shorter side is SHORTER."""
+"""A network trained on ImageNet sees the middle CROP x CROP of a picture whose shorter side is SHORTER."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, in red, green and blue; source: torchvision's references/classification."""
+"""ImageNet's, in red, green and blue. Source: torchvision's references/classification."""
 
 
 def demo() -> pathlib.Path:
@@ -55,7 +55,7 @@ def centre(path: pathlib.Path) -> Tensor:
     image = opened(path)
     width, height = (side * SHORTER // min(image.size) for side in image.size)
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
-    # only what the crop shows is scaled: a picture of one pixel's height would become too wide for memory
+    # scale the crop alone: all of a picture one pixel high would be too wide for memory
     x, y = image.width / width, image.height / height
     box = (left * x, top * y, (left + CROP) * x, (top + CROP) * y)
     return pixels(image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=box))

@@ -1,4 +1,4 @@
-"""`--model` and what goes with it: a MobileNet with ULSAM from the words of a command line."""
+"""`--model` and its options: a MobileNet with ULSAM, as a command line asks for it."""
 
 import argparse
 import re

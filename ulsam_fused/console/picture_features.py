@@ -1,4 +1,4 @@
-"""A fixed bank of filters in place of a trained stem: what `attend` feeds to the layer. No weight of it is learned.
+"""A fixed bank of filters that `attend` feeds to the layer, in place of a trained stem. Nothing is learned.
 
 48 feature maps in 8 families of 6: edges of four orientations, bright and dark spots, warm and cool colours, each on 3
 scales and in two kinds (the two signs of an edge, two widths of a spot, two hues). Families follow one another, so a
@@ -48,7 +48,7 @@ def features(picture: Tensor) -> Tensor:
         ):
             families[f"{name} colours"].append(_filter(colour, blob).relu())
     maps = torch.stack([response for name in FAMILIES for response in families[name]])
-    pooled = F.avg_pool2d(maps[None], STRIDE).sqrt()  # the strongest edge shall not drown the others
+    pooled = F.avg_pool2d(maps[None], STRIDE).sqrt()  # so that the strongest edge does not drown the others
     return pooled / pooled.std((2, 3), keepdim=True).clamp_min(1e-3)  # an empty map stays empty
 
 

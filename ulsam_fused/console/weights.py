@@ -1,4 +1,4 @@
-"""Weights from a file into a model, or one line that says why not."""
+"""Loads weights from a file into a model, or says in one line why it cannot."""
 
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types, by where the bytes stop making sense
+    except Exception as error:  # its type depends on where the file is damaged
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"{path}: not a checkpoint of tensors alone, or a damaged one ({type(error).__name__}: {reason})"
@@ -33,7 +33,7 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def classes(path: pathlib.Path, state: Mapping[str, Tensor]) -> int:
-    """How many classes its classifier tells apart."""
+    """How many classes the classifier in a state dict tells apart."""
     weight = state.get("classifier.1.weight")
     if weight is None or weight.dim() != 2:
         raise UserError(f"{path}: holds no weights of a MobileNet: classifier.1.weight is not there")
@@ -56,7 +56,7 @@ def load(path: pathlib.Path, state: Mapping[str, Tensor], model: MobileNet) -> l
     absent = [number for number, own in wanted.items() if not own & state.keys()]
     replaced = tuple(prefixes[number] for number in model.replace)
     missing = sorted(expected - state.keys() - {name for number in absent for name in wanted[number]})
-    # a block that a ULSAM stands for leaves its weights behind; of the ULSAM itself nothing may be too much
+    # the file may have weights of a block that a ULSAM replaces, but no more of a ULSAM than the model has
     unexpected = sorted(n for n in state.keys() - expected if not n.startswith(replaced) or ".conv." not in n)
     for names_there, verb in ((missing, "lacks"), (unexpected, "has, and this model has not,")):
         if names_there:

@@ -13,7 +13,8 @@ from ulsam_fused.kernels.contract import Options
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu.launching import config as configs
 
-from benchmarks.compiled import resources
+from benchmarks.compiled import machine_code
+from benchmarks.compiled.stub_driver import compile_only
 
 
 def marches(x: Tensor) -> dict[str, tuple[int, int]]:
@@ -25,15 +26,15 @@ def marches(x: Tensor) -> dict[str, tuple[int, int]]:
         for choose in (configs.forward_config, configs.backward_config)
     )
     options = Options(1, False, False)
-    with resources.compile_only(90) as compiled:
+    with compile_only(90) as compiled:
         launcher.forward(x, p, None, p, None, options, config=forward)
         launcher.backward(x, None, x, p, None, p, None, z, lse, options, config=backward)
     found = {}
     for kernel, constants in compiled:
         name = "logits" if constants.get("LOGITS") else "march" if constants.get("MARCH") else None
         if name is not None:
-            code = [(0, op, "") for _, op, _ in resources._LINE.findall(resources._machine_code(kernel)[0])]
-            found[name] = (resources._width(code, "LDG"), resources._width(code, "STG"))
+            code = machine_code.instructions(kernel)
+            found[name] = (machine_code.widest(code, "LDG"), machine_code.widest(code, "STG"))
     return found
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import textwrap
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from ..models import published
 from ..models.attention_modules import MODULES
 from ..models.counting import RULES, Count, count
 from ..models.published import Figure, Row
+from .tables import aligned, piped
 
 CHANNELS, SIDE = 512, 14
 """What attention modules are compared at."""
@@ -77,11 +77,11 @@ def paper_text(lines: list[Compared]) -> str:
         table.append(
             [_name(line.row), line.row.dataset, placement(line.row), *_cells(line), "yes" if line.agrees else "NO"]
         )
-    return "\n".join([_aligned(table), "", *_legend(lines)])
+    return "\n".join([*aligned(table), "", *_legend(lines)])
 
 
 def paper_markdown(lines: list[Compared]) -> str:
-    """The same, with data sets and numbers of subspaces of equal figures in one line."""
+    """The same; data sets and numbers of subspaces with equal figures share a line."""
     groups: dict[tuple[str, ...], list[Compared]] = {}
     for line in lines:
         groups.setdefault((_name(line.row), _layers(line.row), *_cells(line)), []).append(line)
@@ -90,7 +90,7 @@ def paper_markdown(lines: list[Compared]) -> str:
         splits = {g for line in group for g in (line.row.insert | line.row.replace).values()}
         cells[3] += "" if all(line.agrees for line in group) else " ✗"
         table.append([name, layers, ", ".join(map(str, sorted(splits))) or "–", *cells])
-    return "\n".join([_piped(table), "", *_legend(lines)]) + "\n"
+    return "\n".join([*piped(table), "", *_legend(lines)]) + "\n"
 
 
 def modules_text(modules: list[Module], markdown: bool = False) -> str:
@@ -103,7 +103,7 @@ def modules_text(modules: list[Module], markdown: bool = False) -> str:
         120,
         break_on_hyphens=False,
     )
-    return "\n".join([_piped(table) if markdown else _aligned(table), "", *legend])
+    return "\n".join([*(piped if markdown else aligned)(table), "", *legend])
 
 
 def placement(row: Row) -> str:
@@ -156,13 +156,3 @@ def _legend(lines: list[Compared]) -> list[str]:
         row = line.row
         notes.append(f"✗ {_name(row)}, {row.dataset}, {row.variant}, {row.macs} M: {row.note or 'no reason is known'}.")
     return [text for note in notes for text in [*textwrap.wrap(note, 120, break_on_hyphens=False), ""]][:-1]
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
-
-
-def _piped(table: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
