@@ -6,28 +6,32 @@ When: RANK:EPOCH:STEP, in training; RANK:test, in the first evaluation; never.
 import os
 import signal
 import sys
-from typing import Any
 
-from ulsam_fused.train import loop
+from torch import Tensor, nn
+
 from ulsam_fused.train.__main__ import main
+from ulsam_fused.train.loop import Loop
+from ulsam_fused.train.metrics import Totals
 
-_step, _score = loop.Loop._step, loop.Loop._score
+_step, _score = Loop._step, Loop._score
 
 
 def terminated(when: str) -> None:
-    rank, _, place = when.partition(":")
+    """Let the training of this process send itself SIGTERM."""
 
-    def step(self: Any, epoch: int, step: int, *rest: Any) -> Any:
-        if (rank, place) == (str(self.processes.rank), f"{epoch}:{step}"):
+    def check(self: Loop, place: str) -> None:
+        if when == f"{self.processes.rank}:{place}":
             os.kill(os.getpid(), signal.SIGTERM)
-        return _step(self, epoch, step, *rest)
 
-    def score(self: Any, *rest: Any) -> Any:
-        if (rank, place) == (str(self.processes.rank), "test"):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return _score(self, *rest)
+    def step(self: Loop, epoch: int, step: int, x: Tensor, labels: Tensor, totals: Totals) -> Tensor:
+        check(self, f"{epoch}:{step}")
+        return _step(self, epoch, step, x, labels, totals)
 
-    loop.Loop._step, loop.Loop._score = step, score
+    def score(self: Loop, model: nn.Module, x: Tensor, labels: Tensor, totals: Totals) -> None:
+        check(self, "test")
+        _score(self, model, x, labels, totals)
+
+    Loop._step, Loop._score = step, score  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import ulsam_fused as uf
 from tests.helpers.processes import ROOT
 from tests.helpers.train_folders import SMALL, imagefolder
-from ulsam_fused.train import dataset, loop, processes, recipe
-from ulsam_fused.train import dataset_folders as layouts
+from ulsam_fused.console.images import MEAN, STD
+from ulsam_fused.train import dataset, dataset_folders, processes, recipe
 from ulsam_fused.train.__main__ import main
 
 SCRIPT = str(ROOT / "tests" / "helpers" / "train_script.py")
@@ -257,9 +257,9 @@ def _loss(data: Path, state: dict[str, torch.Tensor]) -> float:
     """Of saved weights over the test images, in one process."""
     model = uf.models.mobilenet_v2(0.1, insert={14: 4}, num_classes=2)
     model.load_state_dict(state)
-    images = layouts.read("imagefolder", data).val
+    images = dataset_folders.read("imagefolder", data).val
     views = dataset.Views(images, "pillow", 32, 36, 0, training=False)
-    x = torch.stack([views[(0, number)][0] for number in range(len(images))]) / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loop.MEAN, loop.STD))
+    x = torch.stack([views[dataset.Place(0, number)].view for number in range(len(images))]) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     with torch.no_grad():
         return float(F.cross_entropy(model.eval()((x - mean) / std), torch.tensor(images.labels)))
