@@ -1,14 +1,20 @@
-"""A script: `python -m ulsam_fused.train` that sends itself SIGTERM. Arguments: when, and the command's.
+"""A script: `python -m ulsam_fused.train`, perhaps several times, that sends itself SIGTERM.
 
-When: RANK:EPOCH:STEP, in training; RANK:test, in the first evaluation; never.
+    train_script.py WHEN OPTIONS… [-- WHEN OPTIONS…]…
+
+WHEN is RANK:EPOCH:STEP, in training; RANK:test, in an evaluation; or never. The exit code is the last training's; with
+several, each one's is printed.
 """
 
+import itertools
 import os
 import signal
 import sys
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ulsam_fused.train import processes
 from ulsam_fused.train.__main__ import main
 from ulsam_fused.train.loop import Loop
 from ulsam_fused.train.metrics import Totals
@@ -17,7 +23,7 @@ _step, _score = Loop._step, Loop._score
 
 
 def terminated(when: str) -> None:
-    """Let the training of this process send itself SIGTERM."""
+    """Let every training of this process from now on send itself SIGTERM at this moment."""
 
     def check(self: Loop, place: str) -> None:
         if when == f"{self.processes.rank}:{place}":
@@ -34,6 +40,24 @@ def terminated(when: str) -> None:
     Loop._step, Loop._score = step, score  # type: ignore[method-assign]
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
+def run(words: list[str]) -> int:
+    """All trainings of a command line; the last one's exit code."""
+    code = 0
+    trainings = [list(group) for is_end, group in itertools.groupby(words, "--".__eq__) if not is_end]
+    if len(trainings) > 1:
+        processes.stop = _nothing  # the processes meet only once, because torchrun has one rendezvous
+    for when, *options in trainings:
+        terminated(when)
+        code = main(options)
+        if len(trainings) > 1:
+            print(f"exit code {code}", flush=True)
+            dist.init_process_group = _nothing
+    return code
+
+
 if __name__ == "__main__":
-    terminated(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+    sys.exit(run(sys.argv[1:]))
