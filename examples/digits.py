@@ -1,20 +1,22 @@
-"""Handwritten digits and a tiny MobileNet-V2 with ULSAM: the fused layer trains as its reference does. Under a minute.
+"""Train a tiny MobileNet-V2 with ULSAM on handwritten digits, and check that it trains as its reference does.
+
+It takes less than a minute:
 
     pip install scikit-learn
     python examples/digits.py
     torchrun --nproc-per-node 2 examples/digits.py
 
-The digits are the 1797 real ones of 8x8 pixels that scikit-learn carries, the last fifth of them for the test. Proven,
-with exit code 1 where it is not so:
+The data are the 1797 digits of 8x8 pixels that scikit-learn brings; the last fifth is for the test. The exit code is 1
+if one of these fails:
 
-- one process: over the first 20 steps from one seed, the losses of the fused layers are the reference's in float32;
-- several processes: they are those of one process that does the same, to the same tolerance;
-- after training, more than 90 % of the test digits are recognised.
+- In one process, the fused layers have the reference's loss in each of the first 20 steps from the same seed.
+- Several processes have the losses of one process that does the same work.
+- After training, more than 90 % of the test digits are recognised.
 
-Tolerance. The reference in float64 is the judge. How far float32 may come from it is measured, as training amplifies
-rounding: the reference is trained in float32 with the images of every batch in five other orders, which changes nothing
-but the order of sums. Allowed is four times the largest distance of those up to that step, plus float32's epsilon: five
-are a small sample of what chance does. That is 3e-5 at step 20; layers that only hand x on are off by fifty times that.
+Tolerance. Losses are compared with those of the reference in float64. Training amplifies rounding, so we measure how
+far float32 may be off: the reference is trained in float32 with the images of every batch in five other orders, which
+only changes the order of sums. Allowed is four times the largest deviation so far (five orders are a small sample),
+plus float32's epsilon. That is 3e-5 at step 20. Layers that only return x are off by fifty times as much.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ulsam_fused as uf
-from ulsam_fused.models.blocks import ConvNormActivation, InvertedResidual
+from ulsam_fused.models.blocks import Block, ConvNormActivation, InvertedResidual
 
 TEST = 360
 INSERT = {3: 4, 5: 4}
@@ -42,8 +44,8 @@ ORDERS = 5
 def digits() -> tuple[Tensor, Tensor]:
     """Images [1797, 3, 8, 8] of mean 0 and deviation 1, labels [1797].
 
-    Their values are whole, 0 to 16. Noise of one level is added: where neighbours are equal, the maximum of a window is
-    a matter of rounding, and with it the gradient.
+    Pixel values are whole numbers from 0 to 16. Noise of up to 1 is added, because among equal neighbours rounding
+    would decide which one is the maximum of a window and gets the gradient.
     """
     from sklearn.datasets import load_digits
 
@@ -55,9 +57,9 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def network(backend: str = "auto", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A few of MobileNet-V2's layers, without dropout: its mask would tell one order of a batch from another."""
+    """A few layers of MobileNet-V2, without dropout, which would depend on the order of a batch."""
     torch.manual_seed(0)
-    layers = [
+    layers: list[ConvNormActivation | Block] = [
         ConvNormActivation(3, 16, activation=nn.ReLU6),
         InvertedResidual(16, 16, 1, 1),
         InvertedResidual(16, 16, 1, 4),
@@ -68,8 +70,10 @@ def network(backend: str = "auto", dtype: torch.dtype = torch.float32) -> nn.Mod
     classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(64, 10))
     model = uf.models.MobileNet(layers, head, classifier, INSERT, None, "paper")
     for layer in model.attention_layers().values():
+        assert isinstance(layer, uf.ULSAM)
         layer.backend = backend
-    return model.to(memory_format=torch.channels_last).to(dtype)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(dtype)
 
 
 def batches(steps: int, size: int, epoch: int = 0) -> list[Tensor]:
@@ -83,16 +87,17 @@ def sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
 
 
 def losses(model: nn.Module, x: Tensor, labels: Tensor, numbers: list[Tensor], parts: int = 1) -> Tensor:
-    """Train, and return the loss of each step [steps].
+    """Train, and return the loss of each step, float64 [steps].
 
-    parts: what DistributedDataParallel does in so many processes, in one: norms see a part of the batch each,
-    gradients are averaged, and running statistics are the first part's.
+    parts: do what so many processes do under DistributedDataParallel. Norms see one part of the batch each, gradients
+    are averaged, and running statistics are those of the first part.
     """
     model.train()
     optimizer, found = sgd(model, 0.01), []
     for chosen in numbers:
         optimizer.zero_grad()
-        total, kept = 0.0, []
+        total = 0.0
+        kept: list[Tensor] = []
         for part in range(parts):
             mine = chosen[part::parts]
             loss = F.cross_entropy(model(x[mine]), labels[mine]) / parts
@@ -107,7 +112,7 @@ def losses(model: nn.Module, x: Tensor, labels: Tensor, numbers: list[Tensor], p
 
 
 def losses_together(model: nn.Module, x: Tensor, labels: Tensor, numbers: list[Tensor]) -> Tensor:
-    """As `losses`, by all processes."""
+    """`losses`, by all processes together."""
     rank, world = dist.get_rank(), dist.get_world_size()
     wrapped = DistributedDataParallel(model.train())
     optimizer, found = sgd(model, 0.01), []
@@ -123,10 +128,10 @@ def losses_together(model: nn.Module, x: Tensor, labels: Tensor, numbers: list[T
     return total / world
 
 
-def excess(ours: Tensor, judge: Tensor, others: Sequence[Tensor]) -> float:
-    """How far our losses are from the judge's, at the worst step, as a share of what is allowed."""
-    spread = torch.stack([(other - judge).abs() for other in others]).amax(0).cummax(0).values
-    return float(((ours - judge).abs() / (4 * spread + torch.finfo(torch.float32).eps * judge)).max())
+def excess(ours: Tensor, exact: Tensor, others: Sequence[Tensor]) -> float:
+    """How far our losses are from the exact ones, at the worst step, as a share of what is allowed."""
+    spread = torch.stack([(other - exact).abs() for other in others]).amax(0).cummax(0).values
+    return float(((ours - exact).abs() / (4 * spread + torch.finfo(torch.float32).eps * exact)).max())
 
 
 def compare(
@@ -134,17 +139,17 @@ def compare(
 ) -> tuple[float, Tensor, Tensor]:
     """The excess of `ours`, its losses and the reference's in float64."""
     numbers = batches(steps, batch)
-    judge = losses(network("reference", torch.float64), x.double(), labels, numbers, parts=parts)
+    exact = losses(network("reference", torch.float64), x.double(), labels, numbers, parts=parts)
     others = [
         losses(network("reference"), x, labels, [_reordered(n, order, parts) for n in numbers], parts=parts)
         for order in range(orders)
     ]
     found = ours(numbers)
-    return excess(found, judge, others), found, judge
+    return excess(found, exact, others), found, exact
 
 
 def _reordered(numbers: Tensor, order: int, parts: int) -> Tensor:
-    """Every image stays in its part, whose statistics it takes part in."""
+    """Another order inside each part; every image stays in its part, because norms see a part."""
     generator = torch.Generator().manual_seed(order)
     moved = numbers.clone()
     for part in range(parts):
@@ -161,7 +166,7 @@ def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
 
 
 def train(model: nn.Module, x: Tensor, labels: Tensor, epochs: int, batch: int, say: Callable[[str], None]) -> float:
-    """Train on a cosine, by all processes if there are several; the accuracy on the test digits."""
+    """Train with a cosine schedule, by all processes; returns the accuracy in percent of the test digits."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     wrapped = DistributedDataParallel(model) if world > 1 else model
     optimizer = sgd(model, 0.05)
@@ -182,10 +187,12 @@ def train(model: nn.Module, x: Tensor, labels: Tensor, epochs: int, batch: int, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12, help="of the training for accuracy")
-    parser.add_argument("--steps", type=int, default=20, help="that are compared")
-    parser.add_argument("--batch", type=int, default=64, help="of all processes together")
-    parser.add_argument("--orders", type=int, default=ORDERS, help="that the tolerance is measured with")
+    parser.add_argument("--epochs", type=int, default=12, help="of the training for accuracy (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="that are compared (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="images in one step of all processes (default: %(default)s)"
+    )
+    parser.add_argument("--orders", type=int, default=ORDERS, help="that measure the tolerance (default: %(default)s)")
     args = parser.parse_args(argv)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
@@ -209,9 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         def ours(numbers: list[Tensor]) -> Tensor:
             return losses(network(), x, labels, numbers)
 
-    share, found, judge = compare(ours, x, labels, args.steps, args.batch, args.orders, world)
+    share, found, exact = compare(ours, x, labels, args.steps, args.batch, args.orders, world)
     for step in range(0, args.steps, 5):
-        say(f"step {step}: loss {found[step]:.7f}, in float64 {judge[step]:.7f}")
+        say(f"step {step}: loss {found[step]:.7f}, in float64 {exact[step]:.7f}")
     say(f"{what}, {args.steps} steps: at most {share:.2f} of the tolerance")
     reached = train(network(), x, labels, args.epochs, args.batch, say)
     good = share <= 1 and reached > 90

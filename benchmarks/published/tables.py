@@ -129,7 +129,8 @@ def gpu_table(result: Result, dtype: str = "float16") -> str:
             here = [found.get((case, direction, dtype, layout), {}) for direction, _ in columns]
             if any(here):
                 cells = [_ratio(group, name, unit=1, digits=1) for group, (_, name) in zip(here, columns, strict=True)]
-                host = here[0].get("fused[triton]", {}).get("host_us")
+                row = here[0].get("fused[triton]")
+                host = None if row is None else row.get("host_us")
                 lines.append(_line([case, layout, *cells, "–" if host is None else f"{host:.0f}"]))
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ import ulsam_fused as uf
 from tests.helpers import wild
 from tests.helpers.fusing import X, assert_untouched, assert_untouched_structure, fused, refused, replaced
 from ulsam_fused import reference, upstream
-from ulsam_fused.conversion import equivalence as proof
+from ulsam_fused.conversion.equivalence import TOLERANCE, Comparison
 
 
 class SE(nn.Module):
@@ -274,14 +274,14 @@ def test_what_does_not_run(kind: type[wild.SubSpace], reason: str) -> None:
     assert_untouched(kind(6), "", reason)
 
 
-def test_a_proof_sees_an_identity() -> None:
+def test_a_comparison_sees_an_identity() -> None:
     class Nothing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    found = proof.Proof(wild.SubSpace(6), 6)
+    found = Comparison(wild.SubSpace(6), 6)
     assert found.error(lambda _: Nothing()) > 0.9
-    assert found.error(lambda module: uf.fuse(module)) < proof.TOLERANCE
+    assert found.error(lambda module: uf.fuse(module)) < TOLERANCE
 
 
 HOOKS: dict[str, Callable[[nn.Module], object]] = {

@@ -14,15 +14,15 @@ from tests.helpers.authors import assert_close
 from tests.helpers.fusing import X, assert_equal_state, fused, refused, replaced
 from tests.helpers.training import assert_same_training, tensors
 from ulsam_fused import reference, upstream
-from ulsam_fused.conversion import pattern as structure
-from ulsam_fused.conversion import shared_weights as shared
+from ulsam_fused.conversion import pattern
+from ulsam_fused.conversion.shared_weights import PlainSharedULSAM, SharedULSAM
 
 EXPECTED = {
     "attention": upstream.ULSAM,
     "old": upstream.ULSAM,
     "bank.0": upstream.SubSpace,
     "bank.1": upstream.SubSpace,
-    "shared": shared.SharedULSAM,
+    "shared": SharedULSAM,
     "again": upstream.ULSAM,
 }
 
@@ -79,7 +79,7 @@ def test_subspaces_alone(form: str) -> None:
 def test_weights_shared_by_all_subspaces(legacy: bool) -> None:
     model = wild.excited(wild.SharedULSAM(12, 3, legacy=legacy), eps=0.1)
     ours = fused(copy.deepcopy(model))
-    assert type(ours) is shared.SharedULSAM
+    assert type(ours) is SharedULSAM
     assert ours.legacy_maxpool_input == legacy
     assert list(ours.state_dict()) == list(model.state_dict())
     assert_same_training(model, ours, 12)
@@ -87,9 +87,9 @@ def test_weights_shared_by_all_subspaces(legacy: bool) -> None:
 
 def test_shared_weights_under_other_names() -> None:
     layers = (nn.Conv2d(4, 4, 1, groups=4), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1), nn.BatchNorm2d(1))
-    model = wild.excited(shared.PlainSharedULSAM(layers, 3, names=("a", "b", "c", "d")))
+    model = wild.excited(PlainSharedULSAM(layers, 3, names=("a", "b", "c", "d")))
     ours = fused(model, inplace=False)
-    assert type(ours) is shared.SharedULSAM
+    assert type(ours) is SharedULSAM
     assert [name for name, _ in ours.named_children()] == ["a", "b", "c", "d"]
     assert list(ours.state_dict()) == list(model.state_dict())
     assert_close("y - x", ours(X) - X, model(X) - X)
@@ -108,7 +108,7 @@ def test_possible_splits(attributes: dict[str, Any], splits: list[int]) -> None:
     model = wild.SubSpace(4)
     for name, value in attributes.items():
         setattr(model, name, value)
-    assert structure.possible_splits(model) == splits
+    assert pattern.possible_splits(model) == splits
 
 
 def test_a_subspace_with_an_unrelated_number() -> None:

@@ -14,7 +14,7 @@ from tests.helpers.authors import assert_close
 from tests.helpers.fusing import X, assert_equal_state, fused
 from tests.helpers.training import assert_same_training, tensors
 from ulsam_fused import reference, upstream
-from ulsam_fused.conversion import shared_weights as shared
+from ulsam_fused.conversion.shared_weights import PlainSharedULSAM, SharedULSAM
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -78,13 +78,13 @@ def test_unfused_in_a_network() -> None:
         "old": reference.ULSAM,
         "bank.0": reference.SubSpace,
         "bank.1": reference.SubSpace,
-        "shared": shared.PlainSharedULSAM,
+        "shared": PlainSharedULSAM,
         "again": reference.ULSAM,
     }
     assert {name: type(plain.get_submodule(name)) for name in expected} == expected
     assert plain.again is plain.old
     assert {name for name, _ in uf.unfuse.last_report.replaced} == set(expected)
-    assert not any(isinstance(module, uf.ULSAM | shared.SharedULSAM) for module in plain.modules())
+    assert not any(isinstance(module, uf.ULSAM | SharedULSAM) for module in plain.modules())
     x = torch.randn(3, 3, 6, 5, dtype=torch.float64)
     assert_close("result", plain(x), model(x))
     assert uf.unfuse(model) is model

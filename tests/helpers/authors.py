@@ -17,18 +17,20 @@ CANCELLED = ("dw_bias", "pw_bias")  # a norm removes them: their gradient is 0 h
 def pair(channels: int, num_splits: int, **options: Any) -> tuple[reference.ULSAM, upstream.ULSAM]:
     """Theirs and ours in training mode, float64, with peaked maps, weights of both signs and a gamma of 0.
 
-    The gradient of the depthwise weights is proportional to eps, all else cancels: an eps of 0.1 leaves more than
-    rounding to compare.
+    The gradient of the depthwise weights is proportional to eps, because all else cancels: with an eps of 0.1 it is
+    larger than rounding.
     """
     backend, device = options.pop("backend", "torch"), options.pop("device", "cpu")
     options = {"eps": 0.1, **options}
     theirs = reference.ULSAM(channels, num_splits, **options)
-    for subspace in theirs.subspaces:
+    subspaces = [part for part in theirs.modules() if isinstance(part, reference.SubSpace)]
+    for subspace in subspaces:
         for norm, gain in ((subspace.bn_dws, 1.0), (subspace.bn_point, 4.0)):
+            assert isinstance(norm, nn.BatchNorm2d)
             nn.init.normal_(norm.weight, std=gain)
             nn.init.normal_(norm.bias)
     if channels > 1:
-        nn.init.zeros_(theirs.subspaces[0].bn_dws.weight[:1])
+        nn.init.zeros_(subspaces[0].get_parameter("bn_dws.weight")[:1])
     theirs.to(device, torch.float64)
     options = {**options, "backend": backend, "device": device, "dtype": torch.float64}
     ours = upstream.ULSAM(channels, num_splits=num_splits, **options)
@@ -38,13 +40,13 @@ def pair(channels: int, num_splits: int, **options: Any) -> tuple[reference.ULSA
 
 def joined(theirs: nn.Module, name: str, gradient: bool = False) -> Tensor | None:
     """A tensor of theirs, or its gradient, as ours holds it: flat, all subspaces one after the other."""
-    parts = [
-        dict([*subspace.named_parameters(), *subspace.named_buffers()])[KEYS[name]] for subspace in theirs.subspaces
-    ]
-    parts = [part.grad if gradient else part.detach() for part in parts]
-    if parts[0] is None:
+    subspaces = [part for part in theirs.modules() if isinstance(part, reference.SubSpace)]
+    tensors = [dict([*part.named_parameters(), *part.named_buffers()])[KEYS[name]] for part in subspaces]
+    parts = [t for t in (t.grad if gradient else t.detach() for t in tensors) if t is not None]
+    if not parts:
         return None
-    return parts[0] if parts[0].dim() == 0 else torch.cat([part.flatten() for part in parts])
+    first, *_ = parts
+    return first if first.dim() == 0 else torch.cat([part.flatten() for part in parts])
 
 
 def step(module: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Calls of `fuse`, judged: what the report says, and that nothing else has changed."""
+"""Call `fuse` and check what its report says, and that nothing else has changed."""
 
 import copy
 from typing import Any
@@ -11,10 +11,10 @@ import ulsam_fused as uf
 X = torch.randn(2, 12, 5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
-def fused(model: nn.Module, **options: Any) -> nn.Module:
-    """`fuse`, checked for the promise that it draws no random numbers."""
+def fused(model: nn.Module, *, inplace: bool = True) -> Any:  # a module whose attributes tests read freely
+    """`fuse`, checked to draw no random numbers."""
     state = torch.get_rng_state()
-    result = uf.fuse(model, **options)
+    result = uf.fuse(model, inplace=inplace)
     assert torch.equal(torch.get_rng_state(), state), "random numbers were drawn"
     return result
 
@@ -28,7 +28,7 @@ def refused() -> dict[str, str]:
 
 
 def assert_untouched(model: nn.Module, name: str, reason: str) -> None:
-    """Exactly this module is refused for this reason; the model has the same modules and tensors as before."""
+    """`fuse` refuses this module alone, for this reason, and leaves the model's modules and tensors as they were."""
     modules, before = list(model.modules()), copy.deepcopy(model.state_dict())
     assert fused(model) is model
     assert replaced() == {}
@@ -40,7 +40,7 @@ def assert_untouched(model: nn.Module, name: str, reason: str) -> None:
 
 
 def assert_untouched_structure(model: nn.Module, reason: str) -> None:
-    """`assert_untouched` for what cannot be copied."""
+    """`assert_untouched` for a model whose tensors cannot be copied."""
     modules = list(model.modules())
     assert fused(model) is model
     assert list(model.modules()) == modules

@@ -1,4 +1,4 @@
-"""Tiny folders of real image files, and what the training command needs to train on them in a moment."""
+"""Tiny folders of real image files, and options with which the training command takes a moment on them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ SMALL = (
 
 
 def image(path: Path, seed: int, height: int = 40, width: int = 44) -> None:
-    """A file of a colour of its own, with noise; PNG or JPEG by its name."""
+    """Write an image of one colour with noise, drawn from the seed; PNG or JPEG, as the name says."""
     from PIL import Image
 
     generator = numpy.random.default_rng(seed)
@@ -24,12 +24,13 @@ def image(path: Path, seed: int, height: int = 40, width: int = 44) -> None:
 
 
 def images(root: Path, names: Sequence[str]) -> None:
+    """Write images with these names below root."""
     for seed, name in enumerate(names):
         image(root / name, seed)
 
 
 def imagefolder(root: Path, train: int = 10, val: int = 5) -> Path:
-    """So many images for each of the classes a and b."""
+    """Write so many images for each of the classes a and b; returns root."""
     for folder, count in (("train", train), ("val", val)):
         images(root, [f"{folder}/{c}/{i}.{'jpg' if i % 2 else 'png'}" for c in "ab" for i in range(count)])
     return root

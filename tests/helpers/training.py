@@ -9,9 +9,9 @@ from tests.helpers.authors import assert_close, step
 def assert_same_training(
     theirs: nn.Module, ours: nn.Module, channels: int, steps: int = 3, device: str = "cpu"
 ) -> None:
-    """y - x, dx - dy, the changes of all weights, and all buffers agree over some steps and in eval mode afterwards.
+    """y - x, dx - dy, the changes of all weights and all buffers agree over some steps, and then y - x in eval mode.
 
-    Their state dicts list the same tensors in the same order, whatever the names; modes are taken as they are.
+    Their state dicts must list the same tensors in the same order; names may differ. Modes are left as they are.
     """
     before = [t.detach().clone() for t in tensors(theirs)]
     assert len(before) == len(tensors(ours))
@@ -27,7 +27,7 @@ def assert_same_training(
             for module in (theirs, ours):
                 for parameter in module.parameters():
                     if parameter.grad is not None:
-                        parameter -= 0.01 * parameter.grad
+                        parameter.sub_(parameter.grad, alpha=0.01)
     changed = 0
     for name, start, t, our_t in zip(theirs.state_dict(), before, tensors(theirs), tensors(ours), strict=True):
         assert_close(name, our_t.double() - start, t.double() - start, absolute=1e-11)

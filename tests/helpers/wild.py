@@ -1,4 +1,4 @@
-"""Modules as they occur in public copies of ULSAM, written anew: the same layers under other names and classes."""
+"""Modules like those in public copies of ULSAM, written anew: the same layers under other names and classes."""
 
 from typing import Any
 
@@ -25,10 +25,12 @@ class SubSpace(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         out = self.relu_dws(self.bn_dws(self.conv_dws(x)))
         out = self.maxpool(x if self.legacy else out)
-        return self.relu_point(self.bn_point(self.conv_point(out)))
+        logits: Tensor = self.relu_point(self.bn_point(self.conv_point(out)))
+        return logits
 
     def attend(self, logits: Tensor) -> Tensor:
-        return self.softmax(logits.flatten(2)).view_as(logits)
+        maps: Tensor = self.softmax(logits.flatten(2))
+        return maps.view_as(logits)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.attend(self.logits(x))
@@ -51,7 +53,7 @@ class ULSAM(nn.Module):
 
 
 class ShortULSAM(ULSAM):
-    """Of two arguments."""
+    """With two arguments."""
 
     def __init__(self, nin: int, num_splits: int, **options: Any) -> None:
         super().__init__(nin, 0, 0, 0, num_splits, **options)
@@ -75,7 +77,7 @@ class Branch(nn.Module):
 
 
 class ULSAMBlock(nn.Module):
-    """Patch sizes that nothing uses; the subspaces have another name."""
+    """With patch sizes that are not used, and another name for the subspaces."""
 
     def __init__(self, in_channels: int, out_channels: int, patch_h: int, patch_w: int, num_splits: int) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class NestedSubSpace(nn.Module):
         self.point = nn.Sequential(nn.Conv2d(nin, 1, 1, bias=False), nn.BatchNorm2d(1), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.point(self.pool(self.dws(x)))
+        z: Tensor = self.point(self.pool(self.dws(x)))
         return x + x * z.flatten(2).softmax(-1).view_as(z)
 
 
@@ -157,14 +159,15 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.old(self.attention(self.stem(x)))
         x = self.again(self.shared(self.bank[1](self.bank[0](x))))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def excited(module: nn.Module, eps: float | None = None) -> nn.Module:
-    """The module in float64 with weights of both signs, peaked maps and used running statistics.
+    """The module in float64 with weights of both signs, peaked maps and running statistics that are not the first ones.
 
-    The gradient of the depthwise weights is proportional to eps, all else cancels: with an eps of 0.1 it is more than
-    rounding. None keeps the module's own.
+    The gradient of the depthwise weights is proportional to eps, because all else cancels: with an eps of 0.1 it is
+    larger than rounding. None keeps the module's own.
     """
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -172,7 +175,7 @@ def excited(module: nn.Module, eps: float | None = None) -> nn.Module:
             if layer.weight is not None:
                 nn.init.normal_(layer.weight, std=4 if layer.num_features == 1 else 1)
                 nn.init.normal_(layer.bias)
-            if layer.running_mean is not None:
+            if layer.running_mean is not None and layer.running_var is not None:
                 nn.init.normal_(layer.running_mean)
                 nn.init.uniform_(layer.running_var, 0.5, 2)
     return module.double()

@@ -277,6 +277,7 @@ def test_autocast_computes_in_bfloat16() -> None:
     assert (y.float() - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.slow  # traces whole networks
 @pytest.mark.parametrize(("builder", "attention"), [(mobilenet_v2, "paper"), (mobilenet_v1, "upstream")])
 def test_compiles_in_one_graph(builder: Callable[..., MobileNet], attention: str) -> None:
     model = peaked(builder(0.25, insert={5: 2, 9: 4}, replace={14: 4}, attention=attention, num_classes=3)).eval()

@@ -12,19 +12,18 @@ from PIL import Image
 
 from tests.helpers.train_folders import image, imagefolder
 from ulsam_fused.console.errors import UserError
-from ulsam_fused.train import dataset
-from ulsam_fused.train import dataset_folders as layouts
-from ulsam_fused.train import transforms as reader
-from ulsam_fused.train.dataset import Batch, EveryImage, TrainingOrder, Views
-from ulsam_fused.train.unreadable import Broken
+from ulsam_fused.train import dataset, dataset_folders, transforms
+from ulsam_fused.train.dataset import Batch, EveryImage, Place, TrainingOrder, Views
+from ulsam_fused.train.dataset_folders import Data
+from ulsam_fused.train.unreadable import Broken, Failure
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> layouts.Data:
-    return layouts.read("imagefolder", imagefolder(tmp_path_factory.mktemp("data")))
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return dataset_folders.read("imagefolder", imagefolder(tmp_path_factory.mktemp("data")))
 
 
-def _views(data: layouts.Data, training: bool = True, seed: int = 0) -> Views:
+def _views(data: Data, training: bool = True, seed: int = 0) -> Views:
     return Views(data.train if training else data.val, "pillow", 32, 36, seed, training)
 
 
@@ -36,7 +35,7 @@ def _hashes(batches: list[Batch]) -> list[str]:
     return [hashlib.sha256(b.images.numpy().tobytes() + b.labels.numpy().tobytes()).hexdigest() for b in batches]
 
 
-def test_workers_change_nothing(data: layouts.Data) -> None:
+def test_workers_change_nothing(data: Data) -> None:
     order = TrainingOrder(20, 4, seed=3, epoch=1, steps=5)
     torch.manual_seed(1)
     alone = _hashes(_batches(_views(data), order))
@@ -45,17 +44,17 @@ def test_workers_change_nothing(data: layouts.Data) -> None:
     assert len(set(alone)) == 5
 
 
-def test_a_later_start_gives_the_rest(data: layouts.Data) -> None:
+def test_a_later_start_gives_the_rest(data: Data) -> None:
     whole = _hashes(_batches(_views(data), TrainingOrder(20, 4, 0, 2, 5)))
     assert _hashes(_batches(_views(data), TrainingOrder(20, 4, 0, 2, 5, start=3))) == whole[3:]
 
 
-def test_epochs_and_seeds_differ(data: layouts.Data) -> None:
+def test_epochs_and_seeds_differ(data: Data) -> None:
     views = _views(data)
-    first = views[(0, 7)][0]
-    assert torch.equal(first, views[(0, 7)][0])
-    assert not torch.equal(first, views[(1, 7)][0])
-    assert not torch.equal(first, _views(data, seed=1)[(0, 7)][0])
+    first = views[Place(0, 7)].view
+    assert torch.equal(first, views[Place(0, 7)].view)
+    assert not torch.equal(first, views[Place(1, 7)].view)
+    assert not torch.equal(first, _views(data, seed=1)[Place(0, 7)].view)
     orders = {tuple(map(tuple, TrainingOrder(20, 4, seed, epoch, 5))) for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4
 
@@ -79,16 +78,16 @@ def test_the_test_view_is_the_middle(tmp_path: Path) -> None:
     pixels = numpy.zeros((64, 96, 3), numpy.uint8)
     pixels[16:48, 32:64] = (10, 20, 30)
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    view = reader.centre_view(64, 32)(reader.opened(tmp_path / "x.png"))
+    view = transforms.centre_view(64, 32)(transforms.opened(tmp_path / "x.png"))
     assert view.dtype == torch.uint8
     assert torch.equal(view, torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32))
-    assert reader.centre_view(32, 32)(reader.opened(tmp_path / "x.png"))[:, 16, 16].tolist() == [10, 20, 30]
+    assert transforms.centre_view(32, 32)(transforms.opened(tmp_path / "x.png"))[:, 16, 16].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize(("width", "height"), [(50, 40), (1, 400), (400, 1), (3, 3)])
 def test_crops_lie_inside_and_have_the_area(width: int, height: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    boxes = [reader.crop_box(width, height, generator) for _ in range(300)]
+    boxes = [transforms.crop_box(width, height, generator) for _ in range(300)]
     for left, upper, right, lower in boxes:
         assert 0 <= left < right <= width
         assert 0 <= upper < lower <= height
@@ -102,14 +101,14 @@ def test_crops_lie_inside_and_have_the_area(width: int, height: int) -> None:
 
 def test_half_of_the_crops_are_mirrored(tmp_path: Path) -> None:
     ramp = numpy.tile(numpy.arange(64, dtype=numpy.uint8)[None, :, None] * 4, (64, 1, 3))
-    views = [reader.training_view("pillow", 32, seed)(Image.fromarray(ramp)).int() for seed in range(100)]
+    views = [transforms.training_view("pillow", 32, seed)(Image.fromarray(ramp)).int() for seed in range(100)]
     assert 30 < sum(bool(view[0, 16, 2] > view[0, 16, -3]) for view in views) < 70
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> layouts.Data:
+def damaged(tmp_path: Path) -> Data:
     """Of 20 images number 3 truncated, 4 of another kind, 5 empty, 19 gone; of 10 for the test number 1 broken."""
-    found = layouts.read("imagefolder", imagefolder(tmp_path))
+    found = dataset_folders.read("imagefolder", imagefolder(tmp_path))
     paths = [tmp_path / name for name in found.train.names]
     image(paths[3], 0, 300, 300)
     paths[3].write_bytes(paths[3].read_bytes()[:2000])
@@ -120,69 +119,69 @@ def damaged(tmp_path: Path) -> layouts.Data:
     return found
 
 
-def test_a_broken_image_is_named_and_the_next_one_fills_in(damaged: layouts.Data) -> None:
+def test_a_broken_image_is_named_and_the_next_one_fills_in(damaged: Data) -> None:
     views = _views(damaged)
-    view, label, broken = views[(0, 3)]
+    view, label, broken = views[Place(0, 3)]
     assert [number for number, _ in broken] == [3, 4, 5]
     assert label == damaged.train.labels[6]
     assert view is not None
     assert view.float().std() > 1
     assert all(reason for _, reason in broken)
-    assert views[(0, 19)][2] == [(19, "missing")]
-    assert views[(0, 19)][1] == damaged.train.labels[0]
+    assert views[Place(0, 19)].broken == [(19, "missing")]
+    assert views[Place(0, 19)].label == damaged.train.labels[0]
     batches = _batches(views, TrainingOrder(20, 4, 0, 0, 5))
     assert all(batch.images.shape == (4, 3, 32, 32) for batch in batches)
     assert {number for batch in batches for number, _ in batch.broken} == {3, 4, 5, 19}
 
 
-def test_a_broken_test_image_is_left_out(damaged: layouts.Data) -> None:
+def test_a_broken_test_image_is_left_out(damaged: Data) -> None:
     views = _views(damaged, training=False)
     batches = _batches(views, EveryImage(10, 4))
     assert [len(batch.labels) for batch in batches] == [3, 4, 2]
     assert [number for batch in batches for number, _ in batch.broken] == [1]
-    alone = views.collate([views[(0, 1)]])
+    alone = views.collate([views[Place(0, 1)]])
     assert alone.images.shape == (0, 3, 32, 32)
     assert alone.labels.dtype == torch.int64
 
 
-def test_broken_images_are_counted_once_and_too_many_raise(damaged: layouts.Data, tmp_path: Path) -> None:
+def test_broken_images_are_counted_once_and_too_many_raise(damaged: Data, tmp_path: Path) -> None:
     broken = Broken(damaged, 0.1)
-    broken.add("train", [(3, "torn"), (3, "torn")])
-    broken.add("train", [(19, "missing"), (3, "torn")])
+    broken.add("train", [Failure(3, "torn"), Failure(3, "torn")])
+    broken.add("train", [Failure(19, "missing"), Failure(3, "torn")])
     assert len(broken) == 2
     broken.write(tmp_path / "broken.txt")
     names = [str(tmp_path / damaged.train.names[number]) for number in (3, 19)]
     assert (tmp_path / "broken.txt").read_text() == f"{names[0]}: torn\n{names[1]}: missing\n"
     with pytest.raises(UserError, match=r"3 of 20 images for train .* --max-broken 0\.1 .*torn"):
-        broken.add("train", [(4, "html")])
+        broken.add("train", [Failure(4, "html")])
 
 
 def test_torchvision_that_cannot_be_imported_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reader.require("pillow").startswith("pillow ")
+    assert transforms.require("pillow").startswith("pillow ")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(UserError, match=r"torchvision cannot be imported .*--reader pillow does without it"):
-        reader.require("torchvision")
+        transforms.require("torchvision")
 
 
 def test_torchvision_serves_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transforms draw from PyTorch's generator; a stand-in does so, too."""
-    transforms = types.ModuleType("torchvision.transforms")
+    theirs = types.ModuleType("torchvision.transforms")
     made: list[object] = []
 
     def crop(size: int, scale: object, ratio: object) -> object:
         made.append((size, scale, ratio))
         return lambda view: view.rotate(int(torch.randint(360, ()))).resize((size, size))
 
-    transforms.RandomResizedCrop, transforms.RandomHorizontalFlip = crop, lambda: lambda view: view
-    transforms.Compose = lambda steps: lambda view: steps[1](steps[0](view))
+    theirs.RandomResizedCrop, theirs.RandomHorizontalFlip = crop, lambda: lambda view: view
+    theirs.Compose = lambda steps: lambda view: steps[1](steps[0](view))
     package = types.ModuleType("torchvision")
-    package.transforms, package.__version__ = transforms, "9.9"
+    package.transforms, package.__version__ = theirs, "9.9"
     monkeypatch.setitem(sys.modules, "torchvision", package)
-    assert reader.require("torchvision") == "torchvision 9.9"
+    assert transforms.require("torchvision") == "torchvision 9.9"
     picture = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=numpy.uint8))
     state = torch.get_rng_state()
-    views = [reader.training_view("torchvision", 32, seed)(picture) for seed in (5, 5, 6)]
+    views = [transforms.training_view("torchvision", 32, seed)(picture) for seed in (5, 5, 6)]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
-    assert made[0] == (32, reader.SCALE, reader.RATIO)
+    assert made[0] == (32, transforms.SCALE, transforms.RATIO)

@@ -8,12 +8,12 @@ import pytest
 
 from tests.helpers.train_folders import imagefolder, images
 from ulsam_fused.console.errors import UserError
-from ulsam_fused.train import dataset_folders as layouts
+from ulsam_fused.train import dataset_folders
 
 
 def _sets(layout: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """{name: class} of both sets; every file that is named exists."""
-    data = layouts.read(layout, folder)
+    data = dataset_folders.read(layout, folder)
     found = []
     for one in (data.train, data.val):
         assert all((one.root / name).is_file() for name in one.names)
@@ -89,7 +89,7 @@ def test_dogs_without_scipy_say_what_serves(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install scipy.*train_list\.txt"):
-        layouts.read("dogs", tmp_path)
+        dataset_folders.read("dogs", tmp_path)
 
 
 def test_cub(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_cub(tmp_path: Path) -> None:
     assert val == {"images/001.Albatross/b.jpg": "001.Albatross"}
     _write(root / "train_test_split.txt", "1 1", "2 0")
     with pytest.raises(UserError, match="do not belong together"):
-        layouts.read("cub", root)
+        dataset_folders.read("cub", root)
 
 
 def test_birdsnap(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, layout: str, lines: dict[str, st
     for name, text in lines.items():
         _write(tmp_path / name, text)
     with pytest.raises(UserError, match=message):
-        layouts.read(layout, tmp_path)
+        dataset_folders.read(layout, tmp_path)
 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        layouts.read("cub", tmp_path / "absent")
+        dataset_folders.read("cub", tmp_path / "absent")

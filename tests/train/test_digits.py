@@ -1,51 +1,53 @@
-"""Real data that is small: the example with scikit-learn's digits, shortened, alone and by two processes."""
+"""The example with scikit-learn's digits, shortened: in one process and in two."""
 
 import importlib.util
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
-from tests.helpers.processes import ROOT
+from tests.helpers.processes import ROOT, run_python
 
 pytest.importorskip("sklearn")
 EXAMPLE = ROOT / "examples" / "digits.py"
 
 
-def _run(*launcher: str) -> str:
-    command = [sys.executable, *launcher, str(EXAMPLE), "--epochs", "6", "--orders", "3"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_fused_layers_train_as_the_reference_does() -> None:
-    printed = _run()
-    assert "fused against reference, 20 steps" in printed
-    assert "\nproven: 9" in printed
-
-
-def test_two_processes_train_as_one_does() -> None:
-    printed = _run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert "2 processes against one, 20 steps" in printed
-    assert "\nproven: 9" in printed
+SHORT = ["--epochs", "6", "--orders", "3"]
 
 
 @pytest.fixture(scope="module")
-def digits() -> ModuleType:
+def digits() -> Iterator[ModuleType]:
+    """The example as a module, with one thread: several would wait for one another on a busy machine."""
     spec = importlib.util.spec_from_file_location("digits_example", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield module
+    torch.set_num_threads(threads)
 
 
+@pytest.mark.slow  # trains five networks for 20 steps, and one until it recognises the digits
+def test_fused_layers_train_as_the_reference_does(digits: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed = digits.main(SHORT), capsys.readouterr().out
+    assert code == 0, printed
+    assert "fused against reference, 20 steps" in printed
+    assert "\nproven: 9" in printed
+
+
+@pytest.mark.slow  # the same by torchrun, which starts two processes that import PyTorch
+def test_two_processes_train_as_one_does() -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    printed = run_python([*launcher, str(EXAMPLE), *SHORT], ROOT, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    assert "2 processes against one, 20 steps" in printed
+    assert "\nproven: 9" in printed
+
+
+@pytest.mark.slow  # trains four networks for five steps
 def test_layers_that_hand_x_on_are_noticed(digits: ModuleType) -> None:
     x, labels = digits.digits()
 
@@ -59,8 +61,9 @@ def test_layers_that_hand_x_on_are_noticed(digits: ModuleType) -> None:
     assert share > 10
 
 
+@pytest.mark.slow  # trains four networks for five steps
 def test_parts_are_what_several_processes_do_and_not_the_joined_batch(digits: ModuleType) -> None:
-    """Else the comparison of two processes with one would prove nothing."""
+    """So the comparison of two processes with one does tell something."""
     x, labels = digits.digits()
 
     def joined(numbers: list[torch.Tensor]) -> torch.Tensor:

@@ -10,13 +10,13 @@ from torch import nn
 
 import ulsam_fused as uf
 from tests.helpers.processes import ROOT
-from ulsam_fused.console import model_options as backbone
+from ulsam_fused.console import model_options
 from ulsam_fused.console.errors import UserError
 from ulsam_fused.models import published
 from ulsam_fused.train import metrics, options, pretrained, recipe
 
 
-def _args(*words: str) -> object:
+def _args(*words: str) -> options.Options:
     return options.parse(["--data", "d", "--output", "o", *words])
 
 
@@ -65,14 +65,14 @@ def test_the_average_follows_its_definition() -> None:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
             model(torch.randn(4, 3, dtype=torch.float64))
-        average.update(model, step)
+        average.update_parameters(model)
         decay = min(0.5, (1 + step) / (10 + step))
         for name, t in model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * t if t.is_floating_point() else t.clone()
-    for name, t in average.model.state_dict().items():
+    for name, t in average.module.state_dict().items():
         torch.testing.assert_close(t, expected[name])
-    assert not average.model.training
-    assert average.model[1].num_batches_tracked == 12
+    assert not average.module.training
+    assert average.module[1].num_batches_tracked == 12
 
 
 def test_top_1_and_top_5() -> None:
@@ -127,7 +127,7 @@ def test_the_commands_of_the_documentation_are_those_of_the_published_models() -
     for words in commands:
         args = options.parse(words)
         with torch.device("meta"):
-            model = backbone.build(args)
+            model = model_options.build(args)
         name = {"mobilenet_v1": "MobileNet-V1", "mobilenet_v2": "MobileNet-V2"}[args.model]
         assert (name, args.width, model.insert, model.replace) in known, words
 

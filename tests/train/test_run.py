@@ -3,8 +3,10 @@
 import csv
 import math
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import torch
 import torch.nn.functional as F
 
 import ulsam_fused as uf
+from tests.helpers import train_script
 from tests.helpers.processes import ROOT
 from tests.helpers.train_folders import SMALL, imagefolder
-from ulsam_fused.train import dataset, loop, processes, recipe
-from ulsam_fused.train import dataset_folders as layouts
+from ulsam_fused.console.images import MEAN, STD
+from ulsam_fused.train import dataset, dataset_folders, recipe
 from ulsam_fused.train.__main__ import main
+from ulsam_fused.train.loop import Loop
 
-SCRIPT = str(ROOT / "tests" / "helpers" / "train_script.py")
 ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -28,19 +31,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return imagefolder(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command in this process: SIGTERM stays as it is."""
-    monkeypatch.setattr(processes.Stop, "listen", lambda self: None)
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in the scripts: the bits depend on it. It is faster, too, for a model this small on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _handler() -> Iterator[None]:
+    """The command, run in this process, leaves SIGTERM as it was."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _options(data: Path, output: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--output", str(output), *SMALL, "--epochs", "2", "--ema", "0.9", *more]
 
 
-def _script(when: str, arguments: list[str], *launcher: str) -> tuple[int, str]:
+def _script(*words: str, launcher: Sequence[str] = ()) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, *launcher, SCRIPT, when, *arguments], env={**os.environ, **ENV}, capture_output=True,
+        [sys.executable, *launcher, train_script.__file__, *words], env={**os.environ, **ENV}, capture_output=True,
         text=True, timeout=300, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
@@ -76,7 +90,7 @@ def _same_training(a: Path, b: Path) -> None:
 
 
 def test_a_training_leaves_checkpoints_logs_and_scores(
-    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     assert main(_options(data, output)) == 0
@@ -98,9 +112,7 @@ def test_a_training_leaves_checkpoints_logs_and_scores(
     assert len(list(csv.DictReader((output / "log.csv").open()))) == 2
 
 
-def test_each_step_has_its_learning_rate(
-    data: Path, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_step_has_its_learning_rate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     set_rate = recipe.set_rate
 
@@ -115,39 +127,60 @@ def test_each_step_has_its_learning_rate(
 
 @pytest.fixture(scope="module")
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a training that nothing stops."""
     output = tmp_path_factory.mktemp("straight") / "out"
-    code, printed = _script("never", _options(data, output))
-    assert code == 0, printed
+    handler = signal.getsignal(signal.SIGTERM)
+    assert main(_options(data, output)) == 0
+    signal.signal(signal.SIGTERM, handler)
     return output
 
 
-@pytest.mark.parametrize(
-    ("when", "workers", "saved"),
-    [("0:0:1", "2", (0, 2)), ("0:1:4", "0", (1, 5)), ("0:test", "0", (0, 5))],
-)
-def test_stopped_by_sigterm_and_resumed_it_is_the_same_bit_for_bit(
-    data: Path, tmp_path: Path, straight: Path, when: str, workers: str, saved: tuple[int, int]
+@pytest.mark.slow  # two processes that import PyTorch: nothing but the files may be left of the first one
+def test_stopped_and_resumed_in_another_process_it_is_the_same_bit_for_bit(
+    data: Path, tmp_path: Path, straight: Path
 ) -> None:
     output = tmp_path / "out"
-    code, printed = _script(when, _options(data, output, "--workers", workers))
+    code, printed = _script("0:0:1", *_options(data, output, "--workers", "2"))
     assert code == 143, printed
-    assert "stopped by SIGTERM, saved at epoch {}, step {}".format(*saved) in printed
-    content = torch.load(output / "last.pt", weights_only=True)
-    assert (content["epoch"], content["step"]) == saved
-    code, printed = _script("never", _options(data, output))
+    assert "stopped by SIGTERM, saved at epoch 0, step 2" in printed
+    code, printed = _script("never", *_options(data, output))
     assert code == 0, printed
-    assert "resumed from" in printed
+    assert f"resumed from {output / 'last.pt'}: epoch 0, step 2" in printed
     _same_training(output, straight)
 
 
-def test_another_seed_is_another_training(data: Path, tmp_path: Path, straight: Path, here: None) -> None:
+@pytest.mark.parametrize(("when", "saved"), [("0:0:1", (0, 2)), ("0:1:4", (1, 5)), ("0:test", (0, 5))])
+def test_stopped_by_sigterm_at_any_moment_and_resumed_it_is_the_same_bit_for_bit(
+    data: Path,
+    tmp_path: Path,
+    straight: Path,
+    when: str,
+    saved: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        for name in ("_step", "_score"):
+            patch.setattr(Loop, name, getattr(Loop, name))  # what is put in their place goes with the context
+        train_script.terminated(when)
+        assert main(_options(data, tmp_path)) == 143
+    assert "stopped by SIGTERM, saved at epoch {}, step {}".format(*saved) in capsys.readouterr().out
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (content["epoch"], content["step"]) == saved
+    torch.manual_seed(9)  # the state of the generator is nothing to rely on
+    assert main(_options(data, tmp_path)) == 0
+    assert "resumed from" in capsys.readouterr().out
+    _same_training(tmp_path, straight)
+
+
+def test_another_seed_is_another_training(data: Path, tmp_path: Path, straight: Path) -> None:
     assert main(_options(data, tmp_path / "out", "--seed", "1", "--epochs", "2")) == 0
     with pytest.raises(AssertionError):
         _same_training(tmp_path / "out", straight)
 
 
 def test_a_truncated_checkpoint_is_told_and_the_previous_one_used(
-    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     assert main(_options(data, output)) == 0
@@ -163,7 +196,7 @@ def test_a_truncated_checkpoint_is_told_and_the_previous_one_used(
 
 
 def test_broken_images_are_named_and_too_many_end_the_training(
-    tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = imagefolder(tmp_path / "data", val=2)
     (data / "train/a/3.jpg").write_bytes(b"torn")
@@ -178,7 +211,7 @@ def test_broken_images_are_named_and_too_many_end_the_training(
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
-def test_mixed_precision_and_the_other_options_train(data: Path, tmp_path: Path, here: None, amp: str) -> None:
+def test_mixed_precision_and_the_other_options_train(data: Path, tmp_path: Path, amp: str) -> None:
     more = ["--amp", amp, "--limit-steps", "2", "--no-norm-decay", "--label-smoothing", "0.1",
             "--attention", "upstream", "--optimizer", "rmsprop", "--lr", "0.001", "--sync-bn",
             "--no-channels-last"]  # fmt: skip
@@ -188,7 +221,7 @@ def test_mixed_precision_and_the_other_options_train(data: Path, tmp_path: Path,
     assert content["model"]["features.0.1.num_batches_tracked"] == 4
 
 
-def test_tensorboard_gets_the_scores(data: Path, tmp_path: Path, here: None) -> None:
+def test_tensorboard_gets_the_scores(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     arguments = [word for word in _options(data, tmp_path, "--epochs", "1") if word != "--no-tensorboard"]
@@ -208,7 +241,7 @@ def test_tensorboard_gets_the_scores(data: Path, tmp_path: Path, here: None) -> 
     ],
 )
 def test_errors_are_one_line(
-    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert main(_options(data, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err
@@ -217,7 +250,7 @@ def test_errors_are_one_line(
 
 
 def test_a_folder_with_a_training_is_not_overwritten(
-    data: Path, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = _options(data, tmp_path, "--epochs", "1", "--limit-steps", "1")
     assert main(arguments) == 0
@@ -228,24 +261,24 @@ def test_a_folder_with_a_training_is_not_overwritten(
     assert main([*arguments, "--resume", str(tmp_path / "last.pt")]) == 0
 
 
+@pytest.mark.slow  # torchrun starts two processes that import PyTorch
 def test_two_processes_by_torchrun(data: Path, tmp_path: Path) -> None:
     """SIGTERM that comes to one of them stops both at one step; resumed, they end as they would have."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    more = ["--batch-size", "2", "--epochs", "1"]
     outputs = [tmp_path / "straight", tmp_path / "stopped"]
-    code, printed = _script("never", _options(data, outputs[0], *more), *launcher)
+    straight, stopped = (_options(data, output, "--batch-size", "2", "--epochs", "1") for output in outputs)
+    code, printed = _script(
+        "never", *straight, "--", "1:0:1", *stopped, "--", "never", *stopped,
+        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    )  # fmt: skip
     assert code == 0, printed
-    assert "2 process(es)" in printed
-    assert "1 epochs of 5 steps of 4 images" in printed
-    assert "epoch 0 val: loss" in printed
-    assert printed.count("of 10 images") == 2  # val and ema, each image once
-    assert printed.count("epoch 0 step 3/5") == 1
-    code, printed = _script("1:0:1", _options(data, outputs[1], *more), *launcher)
-    assert code != 0
-    assert "stopped by SIGTERM, saved at epoch 0, step 3" in printed
-    code, printed = _script("never", _options(data, outputs[1], *more), *launcher)
-    assert code == 0, printed
-    assert "epoch 0, step 3" in printed
+    first, second, third = printed.split("2 process(es)")[1:]
+    assert "1 epochs of 5 steps of 4 images" in first
+    assert "epoch 0 val: loss" in first
+    assert first.count("of 10 images") == 2  # val and ema, each image once
+    assert first.count("epoch 0 step 3/5") == 1
+    assert "stopped by SIGTERM, saved at epoch 0, step 3" in second
+    assert printed.count("exit code 143") == 2
+    assert "epoch 0, step 3" in third
     states = [torch.load(output / "last.pt", weights_only=True) for output in outputs]
     for name in ("model", "optimizer", "average", "best"):
         _same(states[0][name], states[1][name], name)
@@ -257,9 +290,9 @@ def _loss(data: Path, state: dict[str, torch.Tensor]) -> float:
     """Of saved weights over the test images, in one process."""
     model = uf.models.mobilenet_v2(0.1, insert={14: 4}, num_classes=2)
     model.load_state_dict(state)
-    images = layouts.read("imagefolder", data).val
+    images = dataset_folders.read("imagefolder", data).val
     views = dataset.Views(images, "pillow", 32, 36, 0, training=False)
-    x = torch.stack([views[(0, number)][0] for number in range(len(images))]) / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loop.MEAN, loop.STD))
+    x = torch.stack([views[dataset.Place(0, number)].view for number in range(len(images))]) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     with torch.no_grad():
         return float(F.cross_entropy(model.eval()((x - mean) / std), torch.tensor(images.labels)))

@@ -1,4 +1,4 @@
-"""What a replacement would lose or change in silence: hooks, shared weights, settings that differ between subspaces."""
+"""What a replacement would silently lose or change: hooks, shared weights, settings that differ between subspaces."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import modules, upstream
 from ..ops import checks
-from . import shared_weights as shared
 from .pattern import Layers
+from .shared_weights import SharedULSAM
 
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATE_HOOKS = (
@@ -22,7 +22,7 @@ _SETTINGS = ("eps", "momentum", "track_running_stats", "training", "process_grou
 
 
 class Surroundings:
-    """What the rest of a model has to do with a candidate inside it."""
+    """How the rest of a model depends on a candidate inside it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[int, list[str]] = {}
@@ -45,7 +45,7 @@ class Surroundings:
         return self._names[id(module)]
 
     def against(self, module: nn.Module, subspaces: list[Layers]) -> str | None:
-        """A reason not to replace the module, which has these subspaces."""
+        """A reason not to replace the module, which has these subspaces; None if there is none."""
         if id(module) in self._wrapped:
             return "it is inside DistributedDataParallel: fuse before wrapping"
         return (
@@ -56,6 +56,7 @@ class Surroundings:
         )
 
     def _used_elsewhere(self, module: nn.Module) -> str | None:
+        """A part of the module that something outside it holds, too; None if there is none."""
         inner = {id(m): name for name, m in module.named_modules()}
         for held, holder, key in self._held:
             if held in inner and id(holder) not in inner:
@@ -72,8 +73,8 @@ class Surroundings:
 
 
 def against_unfusing(layer: nn.Module) -> str | None:
-    """A reason not to replace a fused layer by ordinary ones."""
-    if type(layer) not in (modules.ULSAM, upstream.ULSAM, upstream.SubSpace, shared.SharedULSAM):
+    """A reason not to replace a fused layer by ordinary ones; None if there is none."""
+    if type(layer) not in (modules.ULSAM, upstream.ULSAM, upstream.SubSpace, SharedULSAM):
         return f"its class {type(layer).__name__} is derived from ours"
     out_dtype = getattr(layer, "out_dtype", None)
     if out_dtype is not None:
@@ -82,6 +83,7 @@ def against_unfusing(layer: nn.Module) -> str | None:
 
 
 def _hooks(module: nn.Module, kinds: tuple[str, ...]) -> str | None:
+    """A hook of one of these kinds on the module, on anything inside it, or on a parameter; None if there is none."""
     for name, inner in module.named_modules():
         for kind in kinds:
             if getattr(inner, kind, None):
@@ -93,7 +95,7 @@ def _hooks(module: nn.Module, kinds: tuple[str, ...]) -> str | None:
 
 
 def _held_otherwise(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Modules in plain attributes, lists and dictionaries, where no replacement reaches them."""
+    """Modules in plain attributes, lists and dictionaries, with the attribute's name: they cannot be replaced there."""
     for key, value in vars(module).items():
         if key == "_modules":
             continue
@@ -105,7 +107,7 @@ def _held_otherwise(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _tensors(subspaces: list[Layers]) -> str | None:
-    """A problem with the kind of tensors, or with their types and places."""
+    """A problem with the classes, types or devices of the tensors; None if there is none."""
     devices: set[torch.device] = set()
     convolutions: set[torch.dtype] = set()
     norms: set[torch.dtype] = set()
@@ -130,7 +132,7 @@ def _tensors(subspaces: list[Layers]) -> str | None:
 
 
 def _disagreement(subspaces: list[Layers]) -> str | None:
-    """What one fused layer has once and these subspaces have in several ways."""
+    """A setting that differs between the subspaces, while a fused layer has it only once; None if there is none."""
     first = subspaces[0]
     if type(first.dw_norm) is not type(first.pw_norm):
         return "only one of its BatchNorms is a SyncBatchNorm"
@@ -144,7 +146,7 @@ def _disagreement(subspaces: list[Layers]) -> str | None:
 
 
 def _described(layer: nn.Module) -> dict[str, object]:
-    """Everything about a layer that its joined form has only once."""
+    """The settings of a layer that a fused layer has only once for all subspaces."""
     found: dict[str, object] = {"type": type(layer).__name__}
     for name in ("weight", "bias"):
         parameter = getattr(layer, name)

@@ -1,8 +1,8 @@
-"""Whether two modules compute the same, found by running them: structure does not tell in which order layers are used.
+"""Whether two modules compute the same. They are run, because layers alone do not tell in which order they are used.
 
-A copy of the original in float64 gets random weights that make its maps peaked and the order of its layers visible. It
-and its replacement then take a training step and run in eval mode. Compared are y - x, because y is nearly x, the
-gradient that reaches x beyond the direct one, and the buffers after the step.
+A float64 copy of the original gets random weights, chosen so that its maps are peaked and the order of its layers
+matters. The copy and its replacement take a training step and then run in eval mode. Compared are y - x (y itself is
+nearly x), the gradient of x beyond the direct one, dx - dy, and the buffers after the step.
 """
 
 import copy
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = 1e-7
-"""Relative; a true replacement is off by 1e-13 or so, a wrong one by nearly 1."""
+"""Relative error. A right replacement is off by about 1e-13, a wrong one by nearly 1."""
 
 _SHAPE = (2, 5, 7)  # N, H, W
 
 
-class Proof:
-    """What the original does with random weights and x [2, channels, 5, 7]; the original itself stays untouched.
+class Comparison:
+    """Runs a copy of the original with random weights on x [2, channels, 5, 7]; the original itself is not touched.
 
     Raises:
         Exception: whatever the original raises when it is copied or run.
@@ -37,10 +37,11 @@ class Proof:
             self._results = self._run(self._after)
 
     def error(self, replace: Callable[[nn.Module], nn.Module]) -> float:
-        """How far the replacement of a module like the original is from it, relative; NaN counts as infinite.
+        """The largest relative error of the replacement, compared with the original; infinite for NaN.
 
         Args:
-            replace: builds it from the module, whose layers it may use; it has an attribute `backend`.
+            replace: builds the replacement from a copy of the original, whose layers it may use. The replacement has an
+                attribute `backend`.
         """
         replacement = replace(copy.deepcopy(self._before))
         setattr(replacement, "backend", "torch")  # noqa: B010 - torch.nn.Module's attributes have no other type
@@ -56,7 +57,7 @@ class Proof:
             module.train(training)
             x = self._x.clone().requires_grad_()
             with torch.enable_grad():
-                y = module(x * 1)  # no leaf, for code that writes into its input
+                y = module(x * 1)  # not the leaf itself: some code writes into its input
                 if not isinstance(y, Tensor) or y.shape != x.shape:
                     raise ValueError("the result is no tensor of the shape of x")
                 results.append(y.detach() - self._x)
@@ -67,7 +68,7 @@ class Proof:
 
 
 def _float64_copy(module: nn.Module) -> nn.Module:
-    """A copy on the CPU; of a norm that is synchronised between processes an ordinary one, which is as good alone."""
+    """A copy on the CPU. A SyncBatchNorm becomes a BatchNorm2d, which does the same in one process."""
     memo: dict[int, object] = {}
     for layer in module.modules():
         if isinstance(layer, nn.SyncBatchNorm):
@@ -79,7 +80,7 @@ def _float64_copy(module: nn.Module) -> nn.Module:
 
 
 def _randomise(module: nn.Module, x: Tensor, generator: torch.Generator) -> None:
-    """Random weights everywhere, and running statistics that leave no ReLU dead: those of x, somewhat off."""
+    """Draw random weights, and running statistics near those of x, so that no ReLU is always 0."""
 
     def normal(t: Tensor) -> Tensor:
         return torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu")
@@ -104,6 +105,7 @@ def _randomise(module: nn.Module, x: Tensor, generator: torch.Generator) -> None
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
+    """Relative error of ours; infinite for NaN and for another shape."""
     if ours.shape != theirs.shape:
         return float("inf")
     error = (ours.double() - theirs.double()).norm().item()

@@ -1,30 +1,28 @@
-"""Replacing ordinary layers by fused ones inside a model, and back.
+"""Replace ordinary layers by fused ones inside a model, and back.
 
-A candidate is found by its structure, checked for everything that a replacement would lose, and proven by running a
-copy of it. What is refused is left exactly as it is.
+pattern.py recognises a candidate, blockers.py looks for what a replacement would lose, build.py makes the replacement,
+and equivalence.py runs copies of both. A module that is refused is left exactly as it is.
 """
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
 
-from . import blockers as obstacles
-from . import build as replacements
-from . import pattern as structure
+from . import blockers, build, pattern
 from .build import Plan
-from .equivalence import TOLERANCE, Proof
-
-_FORMS = (("relu", False), ("relu", True), (None, False), (None, True))  # activation, legacy
+from .equivalence import TOLERANCE, Comparison
+from .pattern import Names
 
 
 @dataclass
 class Report:
-    """What a conversion did; names are as `model.named_modules()` has them, "" being the model itself.
+    """What a conversion did. Names are those of `model.named_modules()`; "" is the model itself.
 
     Attributes:
-        replaced: (name, what it became); a module used in several places is there under each of its names.
+        replaced: (name, what it became). A module that is used in several places has an entry for each of its names.
         refused: (name, reason).
     """
 
@@ -40,31 +38,31 @@ class Report:
 class _Fuse:
     """Replace every ULSAM of ordinary layers inside a model by a fused one.
 
-    Found by structure, not by name: whole modules of several subspaces (they become `upstream.ULSAM`), subspaces alone
-    (`upstream.SubSpace`), and modules whose subspaces share one set of weights (`shared.SharedULSAM`). Each candidate
-    is run beside its replacement in float64, on a copy with random weights; the form that pools x itself, of the
-    authors' code before October 2020, has the same layers and is told apart so. What resembles a ULSAM and is none, or
-    what a replacement would change, is refused: see `last_report`.
+    It recognises layers, not names: whole modules of several subspaces become `upstream.ULSAM`, single subspaces
+    `upstream.SubSpace`, and modules whose subspaces share one set of weights `shared_weights.SharedULSAM`. Each
+    candidate runs beside its replacement in float64, on a copy with random weights. Only this tells the authors' code
+    before October 2020 from the later one: it pools x itself, with the same layers. A module is refused if it only
+    resembles a ULSAM, or if a replacement would change something: see `last_report`.
 
-    Weights, buffers, training flags (each norm's own), dtype, device and requires_grad are kept, and a module used in
-    several places stays one module. The parameters are new ones without gradients (all but a shared ULSAM's, which are
-    kept): fuse before an optimizer is built and before a model is wrapped or compiled. The state dict of a
+    Kept are weights, buffers, training flags (each norm's own), dtype, device and requires_grad; a module used in
+    several places stays one module. The parameters are new ones without gradients, except that a shared ULSAM keeps
+    its own. So fuse before you build an optimizer, and before you wrap or compile the model. The state dict of a
     replacement has the authors' names; load checkpoints that have other names before fusing. The paper's form, without
     BatchNorm, is refused: use `ulsam_fused.ULSAM`.
 
     Args:
         model: any module.
-        inplace: change the model; else a copy, and the model stays as it is.
+        inplace: change the model itself; False changes a copy.
 
     Returns:
-        The model or the copy; where that is a ULSAM itself, its replacement.
+        The model or the copy; if that is a ULSAM itself, its replacement.
 
     Raises:
         TypeError: model is no torch.nn.Module.
     """
 
     last_report = Report()
-    """Of the last call; `print` shows it line by line."""
+    """The `Report` of the last call; `print` shows it line by line."""
 
     def __call__(self, model: nn.Module, *, inplace: bool = True) -> nn.Module:
         model = _prepared(model, inplace)
@@ -77,36 +75,36 @@ class _Fuse:
 class _Unfuse:
     """Replace every fused layer inside a model by ordinary PyTorch layers, for tools that must see those.
 
-    They become the modules of `ulsam_fused.reference`, with the authors' names; a `shared.SharedULSAM` becomes a
-    `shared.PlainSharedULSAM`. Weights, buffers, training flags, dtype, device and requires_grad are kept; the option
-    backend has no meaning there. The parameters are new ones, as with `fuse`.
+    They become the modules of `ulsam_fused.reference`, with the authors' names; a `SharedULSAM` becomes a
+    `PlainSharedULSAM` of `conversion.shared_weights`. Kept are weights, buffers, training flags, dtype, device and
+    requires_grad. The parameters are new ones, as with `fuse`. The option backend is dropped.
 
     Args:
         model: any module.
-        inplace: change the model; else a copy, and the model stays as it is.
+        inplace: change the model itself; False changes a copy.
 
     Returns:
-        The model or the copy; where that is a fused layer itself, its replacement.
+        The model or the copy; if that is a fused layer itself, its replacement.
 
     Raises:
         TypeError: model is no torch.nn.Module.
-        ValueError: a layer cannot be expressed so: it has an out_dtype, hooks or a class derived from ours. Nothing is
-            changed then.
+        ValueError: a layer has an out_dtype, hooks or a class derived from ours, which ordinary layers cannot express.
+            Nothing is changed then.
     """
 
     last_report = Report()
-    """Of the last call that did not raise."""
+    """The `Report` of the last call that did not raise."""
 
     def __call__(self, model: nn.Module, *, inplace: bool = True) -> nn.Module:
         model = _prepared(model, inplace)
         report, new = Report(), {}
         for name, module in model.named_modules(remove_duplicate=False):
-            if isinstance(module, replacements.FUSED):
-                reason = obstacles.against_unfusing(module)
+            if isinstance(module, build.FUSED):
+                reason = blockers.against_unfusing(module)
                 if reason is not None:
                     raise ValueError(f"{_shown(name)} cannot become ordinary layers: {reason}")
                 if id(module) not in new:
-                    new[id(module)] = replacements.plain(module)
+                    new[id(module)] = build.plain(module)
                 report.replaced.append((name, _described(new[id(module)])))
         self.last_report = report
         return _replace(model, new)
@@ -117,30 +115,30 @@ unfuse = _Unfuse()
 
 
 class _Found(NamedTuple):
-    """What a module is: a plan to replace it, or a reason against it, or neither."""
+    """What a module turned out to be."""
 
-    plan: Plan | None = None
-    reason: str = ""
-    whole: bool = True  # the reason holds for whatever is inside, too
+    plan: Plan | None = None  # how to replace it
+    reason: str = ""  # why not to replace it; neither plan nor reason: it has nothing to do with ULSAM
+    whole: bool = True  # the reason also holds for everything inside the module
 
 
 class _Search:
-    """Goes through a model and collects replacements; changes nothing."""
+    """Goes through a model and collects replacements. It changes nothing."""
 
     def __init__(self, model: nn.Module) -> None:
         self.report = Report()
-        self.new: dict[int, nn.Module] = {}  # id of a module -> its replacement
-        self._surroundings = obstacles.Surroundings(model)
+        self.new: dict[int, nn.Module] = {}  # by the id of the module that it replaces
+        self._surroundings = blockers.Surroundings(model)
         self._visited: dict[int, bool] = {}
 
     def visit(self, name: str, module: nn.Module) -> bool:
-        """Whether the module or anything inside is fused, or is in the report."""
+        """Whether the module or anything inside it is a fused layer, or is replaced or refused now."""
         if id(module) not in self._visited:
             self._visited[id(module)] = self._visit(name, module)
         return self._visited[id(module)]
 
     def _visit(self, name: str, module: nn.Module) -> bool:
-        if isinstance(module, replacements.FUSED):
+        if isinstance(module, build.FUSED):
             return True
         found = self._examine(module)
         if found.plan is not None:
@@ -157,48 +155,58 @@ class _Search:
         return True
 
     def _examine(self, module: nn.Module) -> _Found:
-        parts = structure.parts(module) or {}
-        if not parts and not structure.resembles_subspace(module):
+        parts = pattern.parts(module) or {}
+        if not parts and not pattern.resembles_subspace(module):
             return _Found(reason=_promise(module), whole=False)
-        for name, part in parts.items() or [("", module)]:
-            reason = structure.why_no_subspace(part)
+        subspaces = parts or {"": module}
+        for name, subspace in subspaces.items():
+            reason = pattern.why_no_subspace(subspace)
             if reason is not None:
                 return _Found(reason=f"{name}: {reason}".lstrip(": "))
-        ways = structure.assignments(next(iter(parts.values()), module))
-        splits = [len(parts)] if parts else [*structure.possible_splits(module), 1]
-        plans = [[Plan(tuple(parts) or ("",), names, g, *form) for names in ways for form in _FORMS] for g in splits]
-        reason = self._surroundings.against(module, plans[0][0].layers(module))
-        return _Found(reason=reason) if reason else self._proven(module, plans)
+        ways = pattern.assignments(next(iter(subspaces.values())))
+        layers = [pattern.layers_at(subspace, ways[0]) for subspace in subspaces.values()]
+        reason = self._surroundings.against(module, layers)
+        if reason is not None:
+            return _Found(reason=reason)
+        splits = [len(parts)] if parts else [*pattern.possible_splits(module), 1]
+        return _equivalent(module, tuple(subspaces), ways, splits, group=layers[0].dw.in_channels)
 
-    def _proven(self, module: nn.Module, plans: list[list[Plan]]) -> _Found:
-        """The first plan that does what the module does; a list of plans is for one number of channels."""
-        reason, runs = "", False
-        for alternatives in plans:
-            first = alternatives[0]
-            try:
-                proof = Proof(module, first.num_splits * first.layers(module)[0].dw.in_channels)
-            except Exception as error:
-                reason = reason or f"running it raised {type(error).__name__}: {error}"
-                continue
-            errors = []
-            for plan in alternatives:
-                errors.append(proof.error(plan.build))
-                if errors[-1] < TOLERANCE:
-                    return _Found(plan)
-            runs = True
-            reason = f"it computes something else than the authors' code, present or past: off by {min(errors):.0%}"
-        # what is no ULSAM but holds subspaces, say one after the other, does not run on all their channels at once
-        return _Found(reason=reason, whole=runs and len(plans[0][0].parts) > 1)
+
+def _equivalent(module: nn.Module, parts: tuple[str, ...], ways: list[Names], splits: list[int], group: int) -> _Found:
+    """The first plan that does what the module does.
+
+    Args:
+        parts, ways, splits: the plans' `parts`, and what their `names` and their `num_splits` may be.
+        group: channels of a subspace.
+    """
+    reason, runs = "", False
+    for g in splits:
+        try:
+            comparison = Comparison(module, g * group)
+        except Exception as error:
+            reason = reason or f"running it raised {type(error).__name__}: {error}"
+            continue
+        errors = []
+        for names, activation, legacy in itertools.product(ways, ("relu", None), (False, True)):
+            plan = Plan(parts, names, g, activation, legacy)
+            errors.append(comparison.error(plan.build))
+            if errors[-1] < TOLERANCE:
+                return _Found(plan)
+        runs = True
+        reason = f"it computes something else than the authors' code, present or past: off by {min(errors):.0%}"
+    # a module that only holds subspaces, say one after the other, does not run on the channels of all of them at once
+    return _Found(reason=reason, whole=runs and len(parts) > 1)
 
 
 def _promise(module: nn.Module) -> str:
-    """A reason to report a module that is called ULSAM and has nothing of it."""
+    """A reason to refuse a module that is called ULSAM and has none of its layers; empty for all others."""
     name = type(module).__name__
     promises = name.lower().startswith("ulsam") or name.lower() == "subspace"
     return f"it is called {name} and is not built as the authors' code is" if promises else ""
 
 
 def _prepared(model: object, inplace: bool) -> nn.Module:
+    """The model or a copy of it, which keeps the process groups themselves."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if inplace:
@@ -208,6 +216,7 @@ def _prepared(model: object, inplace: bool) -> nn.Module:
 
 
 def _replace(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
+    """Put the new modules, by the ids of the old ones, into the model; returns it, or what replaces it."""
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if id(child) in new:

@@ -1,14 +1,14 @@
-"""What a ULSAM of ordinary layers looks like, and what is wrong with a module that only resembles one.
+"""Recognise a ULSAM of ordinary layers, and say what is wrong with a module that only resembles one.
 
 A subspace is a module of these layers and nothing else, under any names, directly or inside nn.Sequential:
 
     Conv2d(G, G, 1, groups=G)   BatchNorm2d(G)   MaxPool2d(3, 1, 1)   Conv2d(G, 1, 1)   BatchNorm2d(1)   ReLU   Softmax
 
-Pool, ReLU and softmax may be missing, for code that calls functions instead. In which order all this is used, and
-whether on contiguous parts of the channels, is not structure: proof.py runs it.
+Pool, ReLU and softmax may be missing, because some code calls functions instead. The pattern does not say in which
+order the layers are used, nor on which channels; equivalence.py runs the module to find out.
 
-A module resembles a subspace when it has a 1x1 convolution to one channel beside two of: a depthwise 1x1 convolution, a
-pool of stride 1, a softmax; or beside a depthwise 1x1 convolution and a norm of one channel.
+A module resembles a subspace if it has a 1x1 convolution to one channel and, beside it, either two of {a depthwise 1x1
+convolution, a pool of stride 1, a softmax} or a depthwise 1x1 convolution and a norm of one channel.
 """
 
 import re
@@ -38,11 +38,12 @@ class Layers(NamedTuple):
 
 
 def layers_at(module: nn.Module, names: Names) -> Layers:
+    """The layers that have these names inside the module."""
     return Layers(*(module.get_submodule(name) for name in names))  # type: ignore[arg-type]
 
 
 def resembles_subspace(module: nn.Module) -> bool:
-    """See the head of this file."""
+    """Whether the module resembles a subspace, as the head of this file defines it."""
     layers = _leaves(module).values()
     convolutions = [layer for layer in layers if isinstance(layer, _CONVOLUTIONS) and set(layer.kernel_size) == {1}]
     points = [layer for layer in convolutions if layer.out_channels == 1 and layer.groups == 1]
@@ -58,67 +59,10 @@ def resembles_subspace(module: nn.Module) -> bool:
 
 
 def assignments(module: nn.Module) -> list[Names]:
-    """Which layers may be which: one way, or with G = 1 several, for the proof to choose from; none: no subspace."""
-    if why_no_subspace(module) is not None:
-        return []
-    return _assignments(module)
+    """The ways to tell which layer is which, for a module of 2 convolutions and 2 BatchNorms.
 
-
-def why_no_subspace(module: nn.Module) -> str | None:
-    """What keeps a module from having the structure of a subspace."""
-    own = [*module._parameters, *module._buffers]
-    if own:
-        return f"it has {', '.join(own)} of its own"
-    layers = _leaves(module)
-    for name, layer in layers.items():
-        problem = _problem(layer)
-        if problem is not None:
-            return f"{name} {problem}"
-    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in layers.values())
-    norms = sum(isinstance(layer, _NORMS) for layer in layers.values())
-    if (convolutions, norms) != (2, 2):
-        return f"it has {convolutions} convolutions and {norms} BatchNorms, where the authors' code has 2 and 2"
-    if not _assignments(module):
-        return "its convolutions and BatchNorms do not have the channels of a subspace"
-    return None
-
-
-def parts(module: nn.Module) -> dict[str, nn.Module] | None:
-    """What would be the subspaces of a whole module, by their names inside it; None where it is not built like one.
-
-    They are all alike, lie in one ModuleList or Sequential or are numbered children, and nothing else has weights.
+    There is one way, or none. With G = 1 there are several, and only running the module tells the right one.
     """
-    if type(module) in _CONTAINERS or module._parameters or module._buffers:
-        return None
-    children = {name: child for name, child in module._modules.items() if child is not None}
-    for name, child in children.items():
-        if isinstance(child, nn.ModuleList | nn.Sequential) and _has_state(child) and not resembles_subspace(child):
-            found = {f"{name}.{i}": part for i, part in child._modules.items() if part is not None}
-            others = [other for other in children.values() if other is not child]
-            return found if _alike(list(found.values())) and not any(map(_has_state, others)) else None
-    found = {name: child for name, child in children.items() if _has_state(child)}
-    numbered = all(re.search(r"\d", name) for name in found) and len({re.sub(r"\d+", "", name) for name in found}) == 1
-    return found if numbered and _alike(list(found.values())) else None
-
-
-def possible_splits(module: nn.Module) -> list[int]:
-    """In how many subspaces a module with the layers of one may cut its channels, as its attributes have it."""
-    values = (vars(module).get(name) for name in _SPLITS)
-    return list(dict.fromkeys(value for value in values if type(value) is int and value > 1))
-
-
-def _leaves(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers by their names inside the module, nn.Sequential opened; each once."""
-    found: dict[str, nn.Module] = {}
-    for name, child in module.named_children():
-        if type(child) is nn.Sequential:
-            found |= {f"{name}.{inner}": layer for inner, layer in _leaves(child).items()}
-        else:
-            found[name] = child
-    return found
-
-
-def _assignments(module: nn.Module) -> list[Names]:
     layers = _leaves(module)
     convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
     norms = [name for name, layer in layers.items() if isinstance(layer, _NORMS)]
@@ -136,8 +80,62 @@ def _assignments(module: nn.Module) -> list[Names]:
     return found
 
 
+def why_no_subspace(module: nn.Module) -> str | None:
+    """What keeps a module from being a subspace; None if it has the pattern of one."""
+    own = [*module._parameters, *module._buffers]
+    if own:
+        return f"it has {', '.join(own)} of its own"
+    layers = _leaves(module)
+    for name, layer in layers.items():
+        problem = _problem(layer)
+        if problem is not None:
+            return f"{name} {problem}"
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in layers.values())
+    norms = sum(isinstance(layer, _NORMS) for layer in layers.values())
+    if (convolutions, norms) != (2, 2):
+        return f"it has {convolutions} convolutions and {norms} BatchNorms, where the authors' code has 2 and 2"
+    if not assignments(module):
+        return "its convolutions and BatchNorms do not have the channels of a subspace"
+    return None
+
+
+def parts(module: nn.Module) -> dict[str, nn.Module] | None:
+    """The subspaces of a module that may be a whole ULSAM, by their names inside it; None if it is not built like one.
+
+    They are all alike and nothing else has weights. They lie in one ModuleList or Sequential, or are numbered children.
+    """
+    if type(module) in _CONTAINERS or module._parameters or module._buffers:
+        return None
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    for name, child in children.items():
+        if isinstance(child, nn.ModuleList | nn.Sequential) and _has_state(child) and not resembles_subspace(child):
+            found = {f"{name}.{i}": part for i, part in child._modules.items() if part is not None}
+            others = [other for other in children.values() if other is not child]
+            return found if _alike(list(found.values())) and not any(map(_has_state, others)) else None
+    found = {name: child for name, child in children.items() if _has_state(child)}
+    numbered = all(re.search(r"\d", name) for name in found) and len({re.sub(r"\d+", "", name) for name in found}) == 1
+    return found if numbered and _alike(list(found.values())) else None
+
+
+def possible_splits(module: nn.Module) -> list[int]:
+    """How many subspaces may share the layers of this module: the candidates among its attributes."""
+    values = (vars(module).get(name) for name in _SPLITS)
+    return list(dict.fromkeys(value for value in values if type(value) is int and value > 1))
+
+
+def _leaves(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers by their names inside the module, each once; those inside an nn.Sequential are listed one by one."""
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        if type(child) is nn.Sequential:
+            found |= {f"{name}.{inner}": layer for inner, layer in _leaves(child).items()}
+        else:
+            found[name] = child
+    return found
+
+
 def _problem(layer: nn.Module) -> str | None:
-    """What keeps a layer from being one of a subspace's."""
+    """What keeps a layer from being part of a subspace; None if it may be."""
     if is_parametrized(layer):
         return "is parametrized"
     name = type(layer).__name__
@@ -159,6 +157,7 @@ def _problem(layer: nn.Module) -> str | None:
 
 
 def _more_state(layer: nn.Module) -> str | None:
+    """What the layer holds beyond what its class has."""
     known = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     more = [name for name in (*layer._parameters, *layer._buffers, *layer._modules) if name not in known]
     return f"has more than its own weights: {', '.join(more)}" if more else None

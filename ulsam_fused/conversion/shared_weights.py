@@ -1,8 +1,8 @@
-"""ULSAM with weights shared by all subspaces, fused, and the same as ordinary layers.
+"""ULSAM whose subspaces all share one set of weights, as a fused layer and as ordinary layers.
 
-Public copies of the authors' code have it so: one depthwise convolution, one pointwise convolution and two BatchNorms
-see one subspace after the other. In training mode each subspace is normalised with its own statistics, and the running
-ones are blended num_splits times per call.
+Some public copies of the authors' code are like this: the same depthwise convolution, pointwise convolution and two
+BatchNorms are called on one subspace after the other. In training mode each subspace is normalised with its own
+statistics, and each call updates the running ones num_splits times.
 """
 
 from typing import Any, NamedTuple, cast
@@ -16,9 +16,10 @@ from ..distributed import SharesBatch, group_of
 from ..ops import checks
 from ..ops.norm_attention import authors_dtype, layer_route, norm_attention
 from ..ops.routes import Route
+from .pattern import Layers, Names, layers_at
 
 NAMES = ("dws_conv", "dws_bn", "point_conv", "point_bn")
-"""The layers' names in the copies that are known."""
+"""The layers' names in the known copies."""
 
 
 class _Shared(nn.Module):
@@ -26,15 +27,16 @@ class _Shared(nn.Module):
 
     def __init__(
         self,
-        layers: tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d],
+        layers: Layers,
         num_splits: int,
         *,
-        names: tuple[str, str, str, str] = NAMES,
+        names: Names = NAMES,
         activation: str | None = "relu",
         legacy_maxpool_input: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = layers[0].in_channels * num_splits
+        dw, *_ = layers
+        self.channels = dw.in_channels * num_splits
         self.num_splits = checks.check_num_splits(num_splits, self.channels, "channels")
         checks.check_activation(activation)
         self.activation = activation
@@ -44,10 +46,9 @@ class _Shared(nn.Module):
             self.add_module(name, layer)
 
     @property
-    def layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d]:
-        """Depthwise convolution and its norm, pointwise convolution and its norm."""
-        dw, dw_norm, pw, pw_norm = (getattr(self, name) for name in self.names)
-        return dw, dw_norm, pw, pw_norm
+    def layers(self) -> Layers:
+        """The layers themselves, not copies."""
+        return layers_at(self, self.names)
 
     def extra_repr(self) -> str:
         legacy = ", legacy_maxpool_input=True" if self.legacy_maxpool_input else ""
@@ -57,15 +58,15 @@ class _Shared(nn.Module):
 class SharedULSAM(SharesBatch, _Shared):
     """The fused operator with one subspace's weights for all subspaces.
 
-    The layers given are its children and hold parameters, statistics and mode; they are never called. So a state dict
-    has their names and shapes, those of the code it stands for.
+    The given layers become its children. They hold parameters, statistics and mode, and are never called. So the state
+    dict has the names and shapes of the code that this layer replaces.
 
-    Under CUDA autocast the output is float32, as that of ordinary layers, else it has x's type.
+    The output has x's type; under CUDA autocast it is float32, as with ordinary layers.
 
     Args:
         layers: Conv2d(G, G, 1, groups=G), BatchNorm2d(G), Conv2d(G, 1, 1) and BatchNorm2d(1), with or without biases.
         num_splits: number of subspaces, g.
-        names: of the layers here.
+        names: under which this layer holds the given ones.
         activation: None, or "relu" after both norms.
         legacy_maxpool_input: pool x itself, as the authors' code did before October 2020.
         backend: "auto", "triton", "torch" or "reference".
@@ -74,15 +75,15 @@ class SharedULSAM(SharesBatch, _Shared):
         x [N, g * G, H, W] -> y [N, g * G, H, W], with the memory format of x.
 
     Raises:
-        ValueError, TypeError: a bad argument; in training mode also a batch of one value per channel.
+        ValueError, TypeError: a bad argument; in training mode also a batch with only one value per channel.
     """
 
     def __init__(
         self,
-        layers: tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d],
+        layers: Layers,
         num_splits: int,
         *,
-        names: tuple[str, str, str, str] = NAMES,
+        names: Names = NAMES,
         activation: str | None = "relu",
         legacy_maxpool_input: bool = False,
         backend: str = "auto",
@@ -99,7 +100,7 @@ class SharedULSAM(SharesBatch, _Shared):
     def attention(self, x: Tensor) -> Tensor:
         """The attention maps A [N, g, H, W], float32 (float64 for float64 x); differentiable.
 
-        In training mode they are those of the batch's statistics; running statistics are not updated.
+        In training mode they are computed with the batch's statistics; the running ones are not updated.
         """
         _, attention = self._attention(x, update=False, need_attention=True)
         assert attention is not None
@@ -131,9 +132,10 @@ class SharedULSAM(SharesBatch, _Shared):
 
 
 class PlainSharedULSAM(_Shared):
-    """`SharedULSAM` as ordinary layers, one subspace after the other; the first three arguments are the same."""
+    """`SharedULSAM` as ordinary layers, called on one subspace after the other. Arguments are the same but backend."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """y [N, g * G, H, W] for x of this shape."""
         return torch.cat([self._subspace(chunk) for chunk in torch.chunk(x, self.num_splits, dim=1)], dim=1)
 
     def _subspace(self, x: Tensor) -> Tensor:
@@ -171,9 +173,9 @@ def _repeated(norm: nn.BatchNorm2d, g: int, update: bool) -> _Repeated:
 
 
 def _blend(norm: nn.BatchNorm2d, batch: _Repeated, g: int) -> None:
-    """The subspaces' statistics into the norm's running ones, as calling it on one after the other does.
+    """Update the norm's running statistics with those of each subspace, as calling it on one after the other does.
 
-    After an empty batch they are still the norm's own.
+    After an empty batch both are equal, so nothing changes but the count.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -1,6 +1,6 @@
-"""The attention modules that the paper compares ULSAM with, each in its published form, to be counted.
+"""The attention modules that the paper compares ULSAM with, as they were published; used for counting.
 
-Shape in, same shape out: x [N, C, H, W]. Options are those of each paper's main experiments.
+All take x [N, C, H, W] and return the same shape. Options are those of each paper's main experiments.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ..modules import ULSAM
 
 
 class NonLocal(nn.Module):
-    """Embedded Gaussian, half the channels inside, no subsampling, BatchNorm last.
+    """The embedded Gaussian form with C/2 channels inside, no subsampling, and a BatchNorm at the end.
 
     Source: Wang et al., CVPR 2018, https://arxiv.org/abs/1711.07971.
     """
@@ -32,7 +32,7 @@ class NonLocal(nn.Module):
 
 
 class DoubleAttention(nn.Module):
-    """A²-Net: gathers c_n descriptors of c_m features and hands them out again; c_m = c_n = C/4.
+    """A²-Net: gathers c_n descriptors of c_m features, and distributes them to the pixels; c_m = c_n = C/4.
 
     Source: Chen et al., NeurIPS 2018, https://arxiv.org/abs/1810.11579.
     """
@@ -51,7 +51,7 @@ class DoubleAttention(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Reduction 16.
+    """A weight for each channel; reduction 16.
 
     Source: Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507.
     """
@@ -65,7 +65,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class BAM(nn.Module):
-    """Reduction 16, two 3x3 convolutions of dilation 4.
+    """Weights for channels and pixels; reduction 16, two 3x3 convolutions of dilation 4.
 
     Source: Park et al., BMVC 2018, https://arxiv.org/abs/1807.06514.
     """
@@ -87,7 +87,7 @@ class BAM(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Reduction 16, one perceptron for the mean and for the maximum; a 7x7 convolution.
+    """Weights for channels, then for pixels; reduction 16, a 7x7 convolution. One perceptron sees mean and maximum.
 
     Source: Woo et al., ECCV 2018, https://arxiv.org/abs/1807.06521.
     """
@@ -112,7 +112,7 @@ MODULES: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "CBAM": (CBAM, "reduction 16, 7x7 convolution"),
     "ULSAM": (ULSAM, "any number of subspaces"),
 }
-"""Name -> how to build one for a number of channels, and its options in words."""
+"""Name -> how to build one from a number of channels, and its options in words."""
 
 
 def _mlp(channels: int) -> nn.Sequential:

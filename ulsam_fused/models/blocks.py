@@ -1,10 +1,14 @@
-"""The layers of MobileNet-V1 and MobileNet-V2, with torchvision's names; each knows whether a ULSAM may replace it."""
+"""The layers of MobileNet-V1 and MobileNet-V2, with torchvision's names. `replaceable`: a ULSAM may replace it."""
 
 from torch import Tensor, nn
 
 
 class ConvNormActivation(nn.Sequential):
-    """Convolution without bias, BatchNorm, activation, which are its children 0, 1 and 2; `ulsam`, if any, follows."""
+    """Convolution without bias, BatchNorm and activation as children 0, 1 and 2; then `ulsam`, if there is one.
+
+    Shape:
+        x [N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)].
+    """
 
     replaceable = False
 
@@ -27,7 +31,7 @@ class ConvNormActivation(nn.Sequential):
 
 
 class Block(nn.Module):
-    """`conv`, with a residual connection where asked for, and `ulsam` after both where there is one.
+    """`conv`, then x added if `residual`, then `ulsam` if there is one.
 
     Shape:
         x [N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)].
@@ -51,7 +55,7 @@ class Block(nn.Module):
 
 
 class DepthwiseSeparable(Block):
-    """Of MobileNet-V1: a depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU.
+    """A block of MobileNet-V1: a depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU.
 
     Source: Howard et al. 2017, https://arxiv.org/abs/1704.04861.
     """
@@ -65,7 +69,7 @@ class DepthwiseSeparable(Block):
 
 
 class InvertedResidual(Block):
-    """Of MobileNet-V2: expansion, depthwise 3x3, and a projection without activation.
+    """A block of MobileNet-V2: expansion, depthwise 3x3 convolution, and a projection without activation.
 
     Source: Sandler et al., CVPR 2018, https://arxiv.org/abs/1801.04381.
     """

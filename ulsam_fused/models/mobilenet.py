@@ -1,7 +1,7 @@
 """MobileNet-V1 and MobileNet-V2 with ULSAM.
 
-Layers are numbered from 1, the stem: layer k is `features[k - 1]`. A ULSAM after layer k is `features[k - 1].ulsam`, so
-that no other name changes; in place of layer k it is `features[k - 1]` itself.
+Layers are numbered from 1, which is the stem: layer k is `features[k - 1]`. A ULSAM after layer k is
+`features[k - 1].ulsam`, so no other name changes. A ULSAM in place of layer k is `features[k - 1]` itself.
 """
 
 import math
@@ -25,10 +25,14 @@ _V2 = (  # expansion, output channels, blocks, stride of the first
 
 
 class MobileNet(nn.Module):
-    """What `mobilenet_v1` and `mobilenet_v2` return: `features`, mean over the pixels, `classifier`.
+    """The network that `mobilenet_v1` and `mobilenet_v2` return: `features`, mean over the pixels, `classifier`.
+
+    Args:
+        layers: the numbered layers; head: a layer after them, or None.
+        insert, replace, attention: as in `mobilenet_v1`.
 
     Attributes:
-        insert, replace: {layer number: num_splits}, as it was built.
+        insert, replace: {layer number: num_splits}.
 
     Shape:
         x [N, 3, H, W] with H, W >= 32 -> logits [N, num_classes].
@@ -57,7 +61,7 @@ class MobileNet(nn.Module):
         return self.classifier(x)  # type: ignore[no-any-return]
 
     def attention_layers(self) -> dict[int, nn.Module]:
-        """The ULSAMs by the number of the layer that they follow or stand for."""
+        """The ULSAMs, by the number of the layer that they follow or replace."""
         found = {}
         for number in sorted(self.insert | self.replace):
             layer = self.features[number - 1]
@@ -68,7 +72,7 @@ class MobileNet(nn.Module):
         """The attention maps A [N, num_splits, h, w] of every ULSAM for x [N, 3, H, W], by layer number.
 
         Raises:
-            TypeError: a layer is not fused, after `uf.unfuse` for one, and gives no maps.
+            TypeError: a ULSAM is not a fused layer, for example after `uf.unfuse`.
         """
         maps: dict[int, Tensor] = {}
         handles = []
@@ -99,19 +103,19 @@ def mobilenet_v1(
 ) -> MobileNet:
     """MobileNet-V1 with ULSAM: layer 1 is the stem, 2 to 14 are depthwise separable blocks.
 
-    Names follow `mobilenet_v2`: `features.k.conv.0` is the depthwise, `features.k.conv.1` the pointwise convolution,
-    `classifier.1` the linear layer. Activations are ReLU, the dropout is 0.001. Weights are initialised as in
-    `mobilenet_v2`.
+    Names follow `mobilenet_v2`: `features.k.conv.0` is the depthwise convolution, `features.k.conv.1` the pointwise
+    one, and `classifier.1` the linear layer. Activations are ReLU, the dropout is 0.001. Weights are initialised as
+    in `mobilenet_v2`.
 
     Args:
         width: multiplies the channels, rounded down; the paper's are 1.0, 0.75 and 0.5.
         insert: {layer: num_splits}, a ULSAM after each of these layers, 1 to 14.
-        replace: {layer: num_splits}, a ULSAM in place of each; of 4, 6, 8 to 12 and 14.
+        replace: {layer: num_splits}, a ULSAM in place of each; possible for 4, 6, 8 to 12 and 14.
         num_classes: outputs of the classifier.
         attention: "paper" for `ulsam_fused.ULSAM`, "upstream" for `ulsam_fused.upstream.ULSAM`.
 
     Raises:
-        ValueError, TypeError: a bad argument; a layer that cannot be replaced is named, with those that can.
+        ValueError, TypeError: a bad argument; for a layer that cannot be replaced the message lists those that can.
 
     Source: Howard et al. 2017, https://arxiv.org/abs/1704.04861; Saini et al., WACV 2020.
     """
@@ -136,18 +140,19 @@ def mobilenet_v2(
     """MobileNet-V2 with ULSAM: layer 1 is the stem, 2 to 18 are inverted residual blocks; a 1x1 convolution follows.
 
     Names, shapes and initialisation are those of torchvision's `mobilenet_v2`. Its checkpoints load with
-    `strict=False`: missing are the ULSAMs' keys, unexpected those of replaced blocks. One seed gives the same backbone
-    whatever is inserted, as ULSAMs draw their weights last.
+    `strict=False`: the ULSAMs' keys are missing then, and those of replaced blocks are unexpected. With one seed the
+    backbone's weights are the same whatever is inserted, because ULSAMs draw theirs last.
 
     Args:
         width: multiplies the channels, rounded to multiples of 8; the paper's are 1.0, 0.75 and 0.5.
         insert: {layer: num_splits}, a ULSAM after each of these layers, 1 to 18.
-        replace: {layer: num_splits}, a ULSAM in place of each; at width 1 of 4, 6, 7, 9 to 11, 13, 14, 16 and 17.
+        replace: {layer: num_splits}, a ULSAM in place of each; at width 1 possible for 4, 6, 7, 9 to 11, 13, 14, 16
+            and 17.
         num_classes: outputs of the classifier.
         attention: "paper" for `ulsam_fused.ULSAM`, "upstream" for `ulsam_fused.upstream.ULSAM`.
 
     Raises:
-        ValueError, TypeError: a bad argument; a layer that cannot be replaced is named, with those that can.
+        ValueError, TypeError: a bad argument; for a layer that cannot be replaced the message lists those that can.
 
     Source: Sandler et al., CVPR 2018, https://arxiv.org/abs/1801.04381; Saini et al., WACV 2020.
     """
@@ -166,7 +171,7 @@ def mobilenet_v2(
 
 
 def _initialise(model: nn.Module) -> None:
-    """As torchvision's MobileNetV2."""
+    """Draw weights as torchvision's MobileNetV2 does."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")

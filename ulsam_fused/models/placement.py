@@ -1,4 +1,4 @@
-"""Where ULSAMs stand in a backbone: checked, and put there."""
+"""Check where ULSAMs shall stand in a backbone, and put them there."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -14,8 +14,8 @@ ATTENTION = ("paper", "upstream")
 Layer = ConvNormActivation | Block
 
 
-def check_places(name: str, places: object, layers: int) -> dict[int, object]:
-    """A copy of {layer number: num_splits}, in ascending order of existing layers 1 to `layers`; None is empty."""
+def _check_places(name: str, places: object, layers: int) -> dict[int, object]:
+    """A copy of {layer number: num_splits} in ascending order; empty for None. Layers are numbered 1 to `layers`."""
     if places is None:
         return {}
     if not isinstance(places, Mapping):
@@ -29,54 +29,51 @@ def check_places(name: str, places: object, layers: int) -> dict[int, object]:
     return {int(number): places[number] for number in sorted(places)}
 
 
-def check_attention(attention: object) -> None:
-    if attention not in ATTENTION:
-        raise ValueError(f'attention must be "paper" or "upstream", got {attention!r}')
-
-
 def plan(
     layers: Sequence[Layer], insert: object, replace: object, attention: object
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """insert and replace as dicts of layer number: num_splits that these layers can take.
+    """insert and replace, checked for these layers, as dicts {layer number: num_splits}.
 
     Raises:
-        TypeError, ValueError: they are no such dicts; a layer that is none, cannot be replaced, has a number of
-            channels that num_splits does not divide, or is in both; an attention that is none of ATTENTION.
+        TypeError, ValueError: not such a dict; a layer that does not exist, cannot be replaced or is in both dicts;
+            a num_splits that does not divide the layer's channels; an attention that is not in ATTENTION.
     """
-    check_attention(attention)
-    found: list[dict[int, int]] = []
-    for name, places in (("insert", insert), ("replace", replace)):
-        found.append({})
-        for number, num_splits in check_places(name, places, len(layers)).items():
-            layer = layers[number - 1]
-            if name == "replace" and not layer.replaceable:
-                possible = ", ".join(str(k) for k, other in enumerate(layers, start=1) if other.replaceable)
-                raise ValueError(
-                    f"replace names layer {number}, whose input and output differ in width or size; "
-                    f"layers that can be replaced: {possible or 'none'}"
-                )
-            try:
-                found[-1][number] = checks.check_num_splits(num_splits, layer.out_channels, "its width")
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}, layer {number}: {error}") from None
-    both = sorted(found[0].keys() & found[1].keys())
-    if both:
-        raise ValueError(f"insert and replace both name layer {both[0]}: a ULSAM cannot follow on a ULSAM")
-    return found[0], found[1]
+    if attention not in ATTENTION:
+        raise ValueError(f'attention must be "paper" or "upstream", got {attention!r}')
+    inserted = _check_splits("insert", _check_places("insert", insert, len(layers)), layers)
+    replaced = _check_places("replace", replace, len(layers))
+    for number in replaced:
+        if not layers[number - 1].replaceable:
+            possible = ", ".join(str(k) for k, other in enumerate(layers, start=1) if other.replaceable)
+            raise ValueError(
+                f"replace names layer {number}, whose input and output differ in width or size; "
+                f"layers that can be replaced: {possible or 'none'}"
+            )
+    for number in sorted(inserted.keys() & replaced.keys()):
+        raise ValueError(f"insert and replace both name layer {number}: a ULSAM cannot follow on a ULSAM")
+    return inserted, _check_splits("replace", replaced, layers)
 
 
-def new_ulsam(channels: int, num_splits: int, attention: str) -> modules.ULSAM:
-    if attention == "upstream":
-        return upstream.ULSAM(channels, num_splits=num_splits)
-    return modules.ULSAM(channels, num_splits)
+def _check_splits(name: str, places: dict[int, object], layers: Sequence[Layer]) -> dict[int, int]:
+    found = {}
+    for number, num_splits in places.items():
+        try:
+            found[number] = checks.check_num_splits(num_splits, layers[number - 1].out_channels, "its width")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}, layer {number}: {error}") from None
+    return found
 
 
 def place(features: nn.Sequential, insert: dict[int, int], replace: dict[int, int], attention: str) -> None:
-    """Put ULSAMs into the layers, by a plan that holds for them; in ascending order, as they draw random numbers."""
+    """Put ULSAMs into the layers as planned, in ascending order, because they draw random numbers."""
     for number, num_splits in sorted((insert | replace).items()):
         layer = features[number - 1]
         assert isinstance(layer, Layer)
-        ulsam = new_ulsam(layer.out_channels, num_splits, attention)
+        ulsam: modules.ULSAM
+        if attention == "upstream":
+            ulsam = upstream.ULSAM(layer.out_channels, num_splits=num_splits)
+        else:
+            ulsam = modules.ULSAM(layer.out_channels, num_splits)
         if number in replace:
             features[number - 1] = ulsam
         else:

@@ -1,9 +1,10 @@
-"""The figures that the paper's authors published (published.csv), and how ours compare with them.
+"""The figures that the paper's authors published (published.csv), and how our counts compare with them.
 
-They are of the authors' slides and poster of WACV 2020. The columns insert and replace are the placements, found by
-counting; of layers that count the same, 13 and 14 for one, one was taken. The authors subtract from their rounded
-300 M and 3.4 M where the counts are 300.774 M and 3.470 M, so a changed model is compared by its difference from
-vanilla, and a vanilla one by its figure. They count a classifier of 1000 classes on every data set.
+The figures come from the authors' slides and poster of WACV 2020. The columns insert and replace say where the ULSAMs
+stand, which we found by counting; where several layers give the same count, such as 13 and 14, we took one of them.
+The authors subtract from rounded figures, 300 M and 3.4 M, while the counts are 300.774 M and 3.470 M. So we compare
+the figures of vanilla models themselves, and of all others their difference from vanilla. The authors count a
+classifier of 1000 classes on every data set.
 """
 
 import csv
@@ -14,7 +15,7 @@ from decimal import Decimal
 from .counting import Count
 
 MODULE = {"name": "ULSAM", "params_M": "0.001", "macs_M": "0.2"}
-"""Slide p6: ULSAM alone, 512 channels of 14x14, any number of subspaces."""
+"""ULSAM alone on 512 channels of 14x14 with any number of subspaces; source: slide p6."""
 
 BUILDERS = {"MobileNet-V1": "mobilenet_v1", "MobileNet-V2": "mobilenet_v2"}
 
@@ -41,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A published number beside ours, in millions; differences are from vanilla, and None for vanilla itself."""
+    """A published number beside ours, in millions. Differences are from vanilla; None for vanilla itself."""
 
     published: Decimal
     ours: Decimal
@@ -50,7 +51,7 @@ class Figure:
 
     @property
     def agrees(self) -> bool:
-        """Within one unit of the last printed digit: the authors truncate here and round there."""
+        """Whether they differ by at most one unit of the last printed digit: the authors sometimes truncate."""
         unit = Decimal(1).scaleb(int(self.published.as_tuple().exponent))
         if self.published_difference is None or self.our_difference is None:
             return abs(self.published - self.ours) <= unit
@@ -58,7 +59,7 @@ class Figure:
 
 
 def rows() -> list[Row]:
-    """All models of published.csv, in its order."""
+    """All rows of published.csv, in its order."""
     text = importlib.resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
     return [
         Row(
@@ -77,7 +78,7 @@ def vanilla_of(row: Row, every: list[Row]) -> Row:
 
 
 def compare(row: Row, ours: Count, vanilla: Row, our_vanilla: Count) -> tuple[Figure, Figure]:
-    """Weights and multiply-accumulates."""
+    """The figures of weights and of multiply-accumulates."""
     return (
         _figure(row, row.params, ours.weights, vanilla.params, our_vanilla.weights),
         _figure(row, row.macs, ours.macs, vanilla.macs, our_vanilla.macs),

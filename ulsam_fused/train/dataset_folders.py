@@ -1,40 +1,46 @@
-"""Which images a folder holds, with their classes and sets, in the layouts that the data sets are distributed in."""
+"""The images of a data set with their classes, read from folders laid out as the data sets are distributed."""
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..console.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""As torchvision's ImageFolder."""
+"""Those that torchvision's ImageFolder takes."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set: files below `root` and the number of each one's class."""
+    """A set of images."""
 
     root: pathlib.Path
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
+    names: tuple[str, ...]  # of files below root
+    labels: tuple[int, ...]  # the number of each one's class
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def path(self, number: int) -> pathlib.Path:
+        """The file of one image."""
+        return self.root / self.names[number]
+
 
 @dataclass(frozen=True)
 class Data:
+    """A data set; `val` is its test set."""
+
     train: Images
     val: Images
     classes: tuple[str, ...]
 
 
 def read(layout: str, folder: pathlib.Path) -> Data:
-    """The images of a data set; only lists and folders are read.
+    """The images of a data set in one of LAYOUTS. No image is opened.
 
     Raises:
-        UserError: a file or folder of this layout is not there, or says something else than it should.
+        UserError: a file or folder of this layout is missing, or its content is wrong; a set is empty.
     """
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
@@ -54,14 +60,14 @@ def imagefolder(folder: pathlib.Path) -> Data:
 
 
 def food101(folder: pathlib.Path) -> Data:
-    """Food-101: images/CLASS/ID.jpg, meta/train.txt, meta/test.txt."""
+    """Food-101: images/CLASS/ID.jpg, meta/train.txt and meta/test.txt."""
     folder = _inner(folder, "food-101", "meta")
     train, val = ([f"images/{line}.jpg" for line in _lines(folder / f"meta/{name}.txt")] for name in ("train", "test"))
     return _data(folder, train, val)
 
 
 def dogs(folder: pathlib.Path) -> Data:
-    """Stanford Dogs: Images/CLASS/ID.jpg; train_list and test_list, here or in lists/: .txt, a name a line, or .mat."""
+    """Stanford Dogs: Images/CLASS/ID.jpg; train_list and test_list, as .mat or as .txt, here or in lists/."""
     train, val = ([f"Images/{name}" for name in _list(folder, f"{which}_list")] for which in ("train", "test"))
     return _data(folder, train, val)
 
@@ -77,7 +83,7 @@ def cub(folder: pathlib.Path) -> Data:
 
 
 def birdsnap(folder: pathlib.Path) -> Data:
-    """Birdsnap: images/CLASS/ID.jpg, test_images.txt; every other image that is there is for training."""
+    """Birdsnap: images/CLASS/ID.jpg and test_images.txt; all images that it does not list are for training."""
     folder = _inner(folder, "birdsnap", "test_images.txt")
     val = [f"images/{line}" for line in _lines(folder / "test_images.txt") if line != "path"]
     tests = set(val)
@@ -90,7 +96,7 @@ LAYOUTS: dict[str, Callable[[pathlib.Path], Data]] = {
 
 
 def _data(root: pathlib.Path, train: list[str], val: list[str]) -> Data:
-    """Sets of names whose second part is the class; classes are numbered in the order of the alphabet."""
+    """Both sets from their names, whose second part is the class. Classes are numbered alphabetically."""
     classes = sorted({_class(name) for name in train})
     numbers = {name: i for i, name in enumerate(classes)}
     unknown = sorted({_class(name) for name in val} - set(classes))
@@ -99,11 +105,14 @@ def _data(root: pathlib.Path, train: list[str], val: list[str]) -> Data:
     twice = set(train) & set(val)
     if twice:
         raise UserError(f"--data {root}: in both sets: {min(twice)}")
-    sets = [Images(root, tuple(names), tuple(numbers[_class(name)] for name in names)) for names in (train, val)]
-    return Data(sets[0], sets[1], tuple(classes))
+    training, test = (
+        Images(root, tuple(names), tuple(numbers[_class(name)] for name in names)) for names in (train, val)
+    )
+    return Data(training, test, tuple(classes))
 
 
 def _class(name: str) -> str:
+    """CLASS of FOLDER/CLASS/FILE."""
     parts = name.split("/")
     if len(parts) < 3:
         raise UserError(f"a list must name images as CLASS/FILE, got {'/'.join(parts[1:])!r}")
@@ -111,7 +120,7 @@ def _class(name: str) -> str:
 
 
 def _files(folder: pathlib.Path, prefix: str) -> list[str]:
-    """The images in a folder of class folders, sorted, with this prefix."""
+    """The images in a folder of class folders, sorted; the prefix comes before each name."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found = []
@@ -124,11 +133,12 @@ def _files(folder: pathlib.Path, prefix: str) -> list[str]:
 
 
 def _inner(folder: pathlib.Path, name: str, mark: str) -> pathlib.Path:
-    """The folder that an archive unpacks to, given as itself or as its parent."""
+    """The folder `name` that holds `mark`, which may be given itself or by its parent."""
     return folder / name if not (folder / mark).exists() and (folder / name / mark).exists() else folder
 
 
 def _lines(path: pathlib.Path) -> list[str]:
+    """The lines of a text file that are not empty."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -139,14 +149,15 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def _table(path: pathlib.Path) -> dict[str, str]:
-    """Lines of a number and a value."""
+    """{number: value} from lines of a number and a value."""
     pairs = [line.split(maxsplit=1) for line in _lines(path)]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path}: every line must be a number and a value")
-    return {pair[0]: pair[1] for pair in pairs}
+    return dict(pairs)
 
 
-def _list(folder: pathlib.Path, name: str) -> Iterable[str]:
+def _list(folder: pathlib.Path, name: str) -> list[str]:
+    """The names in a list of Stanford Dogs."""
     places = [folder / place / f"{name}{kind}" for kind in (".txt", ".mat") for place in ("", "lists")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:

@@ -1,43 +1,50 @@
 """One epoch of training and one evaluation."""
 
-import argparse
 import itertools
+import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 
 from ..console.errors import UserError
+from ..console.images import MEAN, STD
 from . import dataset, metrics, recipe, seeds
-from .dataset import Batch
+from .dataset import Batch, Place, Views
 from .logs import Logs
+from .options import Options
 from .processes import Processes, Stop
 from .unreadable import Broken
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, in red, green and blue; source: torchvision's references/classification."""
-
 
 class Loop:
-    """What every step needs. `network` is called in training: the model itself, or wrapped and compiled."""
+    """What every step needs.
+
+    Args:
+        model: the model itself, which is evaluated.
+        network: the model as training calls it, perhaps wrapped and compiled.
+        steps: in one epoch.
+        broken: collects the unreadable images.
+    """
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        args: Options,
         processes: Processes,
         model: nn.Module,
         network: Callable[[Tensor], Tensor],
-        views: tuple[dataset.Views, dataset.Views],
+        training_views: Views,
+        test_views: Views,
         steps: int,
         broken: Broken,
         stop: Stop,
     ) -> None:
         self.args, self.processes, self.stop, self.broken = args, processes, stop, broken
         self.model, self.network, self.steps = model, network, steps
-        self.training_views, self.test_views = views
+        self.training_views, self.test_views = training_views, test_views
         self.optimizer = recipe.optimizer(model, args)
         self.scaler = recipe.scaler(args.amp, processes.device)
         self.average = None if args.ema is None else recipe.Average(model, args.ema)
@@ -46,9 +53,10 @@ class Loop:
         self._mean, self._std = mean, std
 
     def train(self, epoch: int, start: int, totals: metrics.Totals, logs: Logs | None) -> int:
-        """Train from step `start` of an epoch on, adding to `totals`; the step at which it ended.
+        """Train one epoch from step `start` on, and add to `totals`.
 
-        That is the number of steps in an epoch, or less where SIGTERM came.
+        Returns:
+            The step to continue with: the number of steps in an epoch, or less after SIGTERM.
 
         Raises:
             UserError: too many images are broken; the loss is not finite.
@@ -59,15 +67,17 @@ class Loop:
         )
         self.model.train()
         began, before = time.perf_counter(), start
-        for step, batch in enumerate(self._loaded(self.training_views, order), start):
+        for step, batch in enumerate(self._batches(self.training_views, order), start):
             self.broken.add("train", batch.broken)
             if len(batch.labels) != args.batch_size:
-                names = self.training_views.images.names
-                raise UserError(f"no readable image after {names[batch.broken[0][0]]}: {batch.broken[0][1]}")
-            loss = self._step(epoch, step, *self._prepared(batch), totals)
+                failure = next(iter(batch.broken))
+                name = self.training_views.images.names[failure.number]
+                raise UserError(f"no readable image after {name}: {failure.reason}")
+            x, labels = self._prepared(batch)
+            loss = self._step(epoch, step, x, labels, totals)
             if (step + 1) % args.print_every == 0 or step + 1 == self.steps:
                 value = float(loss)
-                if value != value or abs(value) == float("inf"):
+                if not math.isfinite(value):
                     raise UserError(f"epoch {epoch}, step {step}: the loss is {value}; a lower --lr may help")
                 now = time.perf_counter()
                 speed = (step + 1 - before) * args.batch_size * world / max(now - began, 1e-9)
@@ -78,7 +88,7 @@ class Loop:
         return self.steps
 
     def evaluate(self, models: dict[str, nn.Module]) -> dict[str, metrics.Scores] | None:
-        """Scores of each model over the test set; None where SIGTERM came."""
+        """Scores of each model over the test set; None after SIGTERM. Raises UserError: too many broken images."""
         args, processes = self.args, self.processes
         order = dataset.EveryImage(
             len(self.test_views), args.batch_size, processes.rank, processes.world, args.limit_steps
@@ -88,19 +98,22 @@ class Loop:
         for model in models.values():
             processes.share_buffers(model)
             model.eval()
-        batches = iter(self._loaded(self.test_views, order))
+        batches = iter(self._batches(self.test_views, order))
         for batch in itertools.islice(itertools.chain(batches, itertools.repeat(None)), longest):
             if batch is not None:
                 self.broken.add("val", batch.broken)
                 if len(batch.labels):
-                    self._score(models, *self._prepared(batch), totals)
+                    x, labels = self._prepared(batch)
+                    for name, model in models.items():
+                        self._score(model, x, labels, totals[name])
             if self.stop.agreed():
                 return None
         return {name: metrics.scores(processes.sum(total.sums)) for name, total in totals.items()}
 
     def _step(self, epoch: int, step: int, x: Tensor, labels: Tensor, totals: metrics.Totals) -> Tensor:
+        """One step of the optimizer; returns the loss."""
         args, device = self.args, self.processes.device
-        torch.manual_seed(seeds.derive(args.seed, "step", epoch, step, self.processes.rank))  # dropout
+        torch.manual_seed(seeds.derive(args.seed, "step", epoch, step, self.processes.rank))  # for dropout
         recipe.set_rate(self.optimizer, self.rate(epoch, step))
         self.optimizer.zero_grad()
         with recipe.autocast(args.amp, device):
@@ -110,24 +123,21 @@ class Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update(self.model, epoch * self.steps + step)
+            self.average.update_parameters(self.model)
         totals.add(loss, logits, labels)
         return loss.detach()
 
     @torch.no_grad()
-    def _score(
-        self, models: dict[str, nn.Module], x: Tensor, labels: Tensor, totals: dict[str, metrics.Totals]
-    ) -> None:
-        for name, model in models.items():
-            with recipe.autocast(self.args.amp, self.processes.device):
-                logits = model(x).float()
-            totals[name].add(F.cross_entropy(logits, labels), logits, labels)
+    def _score(self, model: nn.Module, x: Tensor, labels: Tensor, totals: metrics.Totals) -> None:
+        with recipe.autocast(self.args.amp, self.processes.device):
+            logits = model(x).float()
+        totals.add(F.cross_entropy(logits, labels), logits, labels)
 
-    def _loaded(self, views: dataset.Views, order: Any) -> Any:
+    def _batches(self, views: Views, order: Sampler[list[Place]]) -> Iterable[Batch]:
         return dataset.loader(views, order, self.args.workers, self.processes.device.type == "cuda")
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images float32, normalised, and labels, both on the device."""
+        """Images float32 [n, 3, S, S], normalised, and labels [n], both on the device."""
         device = self.processes.device
         x = batch.images.to(device, non_blocking=True).to(torch.float32)
         x = (x - self._mean) / self._std

@@ -1,4 +1,4 @@
-"""Loss and top-1 and top-5 accuracy, summed where the logits are."""
+"""Loss, top-1 and top-5 accuracy, summed on the device of the logits."""
 
 from dataclasses import dataclass
 
@@ -17,14 +17,14 @@ class Scores:
 
 
 class Totals:
-    """float64 [loss, hits among the first, hits among the first five, images]; nothing waits for a GPU."""
+    """Running sums, float64 [4]: loss, top-1 hits, top-5 hits, images. Adding to them does not wait for a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """logits [n, classes], labels [n]."""
+        """mean_loss of one element, logits [n, classes], labels [n]."""
         ranking = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = (ranking == labels[:, None]) & logits.isfinite().all(1, keepdim=True)  # NaN is no answer
         values = (mean_loss.double() * len(labels), hits[:, :1].sum(), hits.sum())
@@ -33,6 +33,7 @@ class Totals:
 
 
 def scores(sums: Tensor) -> Scores:
+    """The means of `Totals.sums`; all 0 for no images."""
     loss, top1, top5, images = sums.tolist()
     n = max(images, 1)
     return Scores(int(images), loss / n, 100 * top1 / n, 100 * top5 / n)

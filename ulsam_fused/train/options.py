@@ -4,9 +4,9 @@ import argparse
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-from ..console import model_options as backbone
+from ..console import model_options
+from ..console.arguments import Parser
 from ..console.errors import UserError
 from .dataset_folders import LAYOUTS
 from .transforms import READERS
@@ -24,34 +24,73 @@ examples:
   torchrun --nproc-per-node 8 -m ulsam_fused.train --data imagenet --output runs/v2 --batch-size 32 --insert 17=4
   python -m ulsam_fused.train --data food-101 --layout food101 --output runs/food --weights v2.pth --epochs 100
 
-The same command again continues from where it was stopped.
+Run the same command again to continue after a stop.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+class Options(argparse.Namespace):
+    """The values of one command line. `--help` says what each one does."""
+
+    # model
+    model: str
+    insert: list[str] | None
+    replace: list[str] | None
+    width: float
+    attention: str
+    weights: pathlib.Path | None
+    # data
+    data: pathlib.Path
+    layout: str
+    reader: str
+    size: int
+    resize: int
+    max_broken: float
+    # recipe
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    schedule: str
+    step_epochs: int
+    warmup: int
+    momentum: float
+    weight_decay: float
+    no_norm_decay: bool
+    label_smoothing: float
+    ema: float | None
+    seed: int
+    # machine
+    device: str | None
+    amp: str
+    channels_last: bool
+    sync_bn: bool
+    workers: int
+    compile: bool
+    deterministic: bool
+    # output
+    output: pathlib.Path
+    resume: str
+    print_every: int
+    limit_steps: int | None
+    no_tensorboard: bool
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> Options:
     """The options of a command line, sys.argv[1:] by default.
 
     Raises:
-        UserError: an option that does not exist, or a value that it cannot have.
+        UserError: an unknown option, or a value out of range.
     """
-    parser = _Parser(
-        prog="python -m ulsam_fused.train", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    backbone.add_arguments(parser).add_argument(
-        "--weights", type=pathlib.Path, metavar="FILE", help="start from these, torchvision's names; the rest is random"
+    parser = Parser(prog="python -m ulsam_fused.train", description=_DESCRIPTION, epilog=_EPILOG)
+    model_options.add_arguments(parser).add_argument(
+        "--weights", type=pathlib.Path, metavar="FILE", help="start from the weights in FILE (torchvision's names)"
     )
     parser.set_defaults(model="mobilenet_v2", width=1.0, attention="paper")
     _add_data(parser.add_argument_group("data"))
     _add_recipe(parser.add_argument_group("recipe"))
     _add_machine(parser.add_argument_group("machine"))
     _add_output(parser.add_argument_group("output"))
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, namespace=Options())
     if args.resize < args.size:
         raise UserError(f"--resize must not be below --size {args.size}, got {args.resize}")
     return args
@@ -61,16 +100,16 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR")
     group.add_argument("--layout", choices=LAYOUTS, default="imagefolder", help="of DIR (default: %(default)s)")
     group.add_argument(
-        "--reader", choices=READERS, default="pillow", help="torchvision: its own transforms (default: %(default)s)"
+        "--reader", choices=READERS, default="pillow", help="what cuts the training crops (default: %(default)s)"
     )
     group.add_argument("--size", type=_whole(8), default=224, metavar="PX", help="of a crop (default: %(default)s)")
     group.add_argument(
         "--resize", type=_whole(8), default=256, metavar="PX",
-        help="shorter side before the centre crop of a test (default: %(default)s)",
+        help="test images are scaled to this shorter side, then cropped (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--max-broken", type=_number(0, 1), default=0.001, metavar="SHARE",
-        help="of a set's images that may be missing or unreadable (default: %(default)s)",
+        help="stop when more than this share of a set is missing or unreadable (default: %(default)s)",
     )  # fmt: skip
 
 
@@ -83,14 +122,16 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr", type=_number(0), default=0.05, help="highest learning rate (default: %(default)s)")
     group.add_argument("--schedule", choices=("cosine", "step"), default="cosine", help="default: %(default)s")
     group.add_argument(
-        "--step-epochs", type=_whole(1), default=30, metavar="N", help="of --schedule step: a tenth every N (30)"
+        "--step-epochs", type=_whole(1), default=30, metavar="N", help="--schedule step: a tenth after N epochs (30)"
     )
-    group.add_argument("--warmup", type=_whole(0), default=0, metavar="EPOCHS", help="linear (default: %(default)s)")
+    group.add_argument(
+        "--warmup", type=_whole(0), default=0, metavar="EPOCHS", help="rise linearly (default: %(default)s)"
+    )
     group.add_argument("--momentum", type=_number(0, 1), default=0.9, help="default: %(default)s")
     group.add_argument("--weight-decay", type=_number(0), default=4e-5, help="default: %(default)s")
     group.add_argument("--no-norm-decay", action="store_true", help="no weight decay on norms and biases")
     group.add_argument("--label-smoothing", type=_number(0, 1), default=0.0, help="default: %(default)s")
-    group.add_argument("--ema", type=_number(0, 1), metavar="DECAY", help="keep and evaluate an average of the weights")
+    group.add_argument("--ema", type=_number(0, 1), metavar="DECAY", help="also evaluate an average of the weights")
     group.add_argument("--seed", type=_whole(0), default=0, help="default: %(default)s")
 
 
@@ -98,10 +139,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
     group.add_argument("--amp", choices=AMP, default="off", help="mixed precision (default: %(default)s)")
     group.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
-    group.add_argument("--sync-bn", action="store_true", help="norms share their batch over all processes")
-    group.add_argument("--workers", type=_whole(0), default=8, metavar="N", help="that read images (default: 8)")
+    group.add_argument("--sync-bn", action="store_true", help="share batch statistics between processes")
+    group.add_argument(
+        "--workers", type=_whole(0), default=8, metavar="N", help="that read images (default: %(default)s)"
+    )
     group.add_argument("--compile", action="store_true", help="torch.compile")
-    group.add_argument("--deterministic", action="store_true", help="the same bits from run to run on a GPU, too")
+    group.add_argument("--deterministic", action="store_true", help="the same bits from run to run, also on a GPU")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -111,8 +154,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="auto: from the last checkpoint in --output (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--print-every", type=_whole(1), default=50, metavar="STEPS", help="default: %(default)s")
-    group.add_argument("--limit-steps", type=_whole(1), metavar="N", help="for trials: end every epoch after N steps")
-    group.add_argument("--no-tensorboard", action="store_true", help="CSV alone")
+    group.add_argument("--limit-steps", type=_whole(1), metavar="N", help="for a trial: end each epoch after N steps")
+    group.add_argument("--no-tensorboard", action="store_true", help="write log.csv only")
 
 
 def _whole(lowest: int) -> Callable[[str], int]:

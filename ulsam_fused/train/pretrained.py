@@ -1,30 +1,30 @@
-"""Weights of another training to start from."""
+"""Start from the weights of another training."""
 
 import pathlib
 
 import torch
 
-from ..console import weights as checkpoint
+from ..console import weights
 from ..console.errors import UserError
 from ..models.mobilenet import MobileNet
 
 
 def load(path: pathlib.Path, model: MobileNet) -> list[str]:
-    """Load what fits from a state dict with torchvision's names; a classifier of other classes is left out.
+    """Load what fits from a file with a state dict of torchvision's names. A classifier of other classes is left out.
 
     Returns:
-        Lines that say what was loaded, what the file lacks and what it has too much.
+        Lines for the user: what was loaded, what the file lacks, what it has in addition.
 
     Raises:
-        UserError: no such file, no state dict, nothing in it that fits, or another shape but for the classifier.
+        UserError: no such file; no state dict in it; nothing in it fits; another shape outside the classifier.
     """
-    state = checkpoint.read(path)
+    state = weights.read(path)
     own = model.state_dict()
     other = [name for name in state if name in own and state[name].shape != own[name].shape]
     wrong = [name for name in other if not name.startswith("classifier.")]
-    if wrong:
-        shapes = f"{list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
-        raise UserError(f"--weights {path}: of another model: {wrong[0]} is {shapes}")
+    for name in wrong:
+        shapes = f"{list(state[name].shape)} there and {list(own[name].shape)} here"
+        raise UserError(f"--weights {path}: of another model: {name} is {shapes}")
     fitting = {name: t for name, t in state.items() if name in own and name not in other}
     if not fitting:
         raise UserError(f"--weights {path}: of another model: none of its {len(state)} names is known here")

@@ -4,7 +4,7 @@ import os
 import signal
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from ..console import devices
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the others. What they tell each other goes by gloo, so that no GPU is waited for."""
+    """This process among the others. They exchange values over gloo, on the CPU, so no GPU has to wait."""
 
     rank: int
     world: int
     device: torch.device
-    control: Any
+    control: dist.ProcessGroup | None  # the gloo group; None for one process alone
 
     @property
     def first(self) -> bool:
@@ -34,32 +36,33 @@ class Processes:
             dist.all_reduce(total, group=self.control)
         return total
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Every process's value, by rank."""
         values = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: T) -> T:
         """The first process's value."""
         values = [value]
         if self.world > 1:
             dist.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]
+        (shared,) = values
+        return shared
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give all processes the first one's running statistics, as DistributedDataParallel does before each step."""
+        """Copy the first process's running statistics to all, as DistributedDataParallel does before each step."""
         if self.world > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
 
 def start(device: str | None) -> Processes:
-    """Join the processes that torchrun's variables tell of.
+    """Join the processes that torchrun's environment variables describe.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: this machine has no such device.
     """
     rank, local, world = (int(os.environ.get(name, default)) for name, default in
                           (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
@@ -76,36 +79,39 @@ def start(device: str | None) -> Processes:
 
 
 def stop() -> None:
+    """Leave the other processes."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 class Stop:
-    """Whether SIGTERM has come to any of the processes: the same answer to all of them at the same step.
+    """Whether any process has received SIGTERM. All processes get the same answer at the same step.
 
-    The question goes round while the next step is computed, so the answer is one step old.
+    They exchange it while the next step is computed, so with several processes it comes one step late.
     """
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.asked = False
-        self._pending: tuple[Any, Tensor] | None = None
+        self._pending: tuple[dist.Work | None, Tensor] | None = None
 
     def listen(self) -> None:
+        """Take note of SIGTERM from now on."""
         signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
     def agreed(self) -> bool:
-        """To be called by all processes equally often."""
+        """The answer. All processes must call this equally often."""
         if self.processes.world == 1:
             return self.asked
         answer = False
         if self._pending is not None:
-            work, told = self._pending
-            work.wait()
-            answer = bool(told.item())
+            work, flag = self._pending
+            if work is not None:
+                work.wait()
+            answer = bool(flag.item())
         flag = torch.tensor([int(self.asked)])
         self._pending = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.processes.control, async_op=True), flag
         return answer

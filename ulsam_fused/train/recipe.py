@@ -1,20 +1,21 @@
-"""Optimizer, learning rate and mixed precision."""
+"""Optimizer, learning rate, mixed precision, and the moving average of the weights."""
 
-import argparse
-import contextlib
-import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .options import Options
 
 _HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD, or RMSprop as the first MobileNets had it (decay 0.9, epsilon 1: Howard et al. 2017)."""
+def optimizer(model: nn.Module, args: Options) -> torch.optim.Optimizer:
+    """SGD, or RMSprop with decay 0.9 and epsilon 1 as the first MobileNets had it (Howard et al. 2017)."""
     groups = parameter_groups(model, args.weight_decay, args.no_norm_decay)
     if args.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=args.lr, alpha=0.9, eps=1.0, momentum=args.momentum)
@@ -22,70 +23,68 @@ def optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimiz
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_norm_decay: bool) -> list[dict[str, Any]]:
-    """All parameters; those of norms and the biases in a group of their own where they are not to decay.
+    """All parameters in one group; with no_norm_decay, those of norms and all biases in a second one without decay.
 
-    A ULSAM's weights are vectors and decay all the same: the rule goes by module and name, not by dimension.
+    A ULSAM's weights are vectors, and they decay: module and name decide, not the number of dimensions.
     """
     if not no_norm_decay:
         return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            plain = isinstance(module, nn.modules.batchnorm._NormBase) or name == "bias" or name.endswith("_bias")
-            groups[plain].append(parameter)
-    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+            is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+            (spared if is_norm or name == "bias" or name.endswith("_bias") else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def learning_rate(args: argparse.Namespace, steps: int) -> Callable[[int, int], float]:
-    """The learning rate as a function of epoch and step, of `steps` in an epoch: it has no state to be saved."""
+def learning_rate(args: Options, steps: int) -> Callable[[int, int], float]:
+    """The learning rate as a function of epoch and step; an epoch has `steps`. It has no state to save."""
 
     def rate(epoch: int, step: int) -> float:
         done = epoch + step / steps
         if done < args.warmup:
-            return float(args.lr * (done * steps + 1) / (args.warmup * steps))
+            return args.lr * (done * steps + 1) / (args.warmup * steps)
         if args.schedule == "step":
             return float(args.lr * 0.1 ** (epoch // args.step_epochs))
         share = (done - args.warmup) / max(args.epochs - args.warmup, 1)
-        return float(args.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+        return args.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
     return rate
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if amp == "off" else torch.autocast(device.type, _HALF[amp])
+def autocast(amp: str, device: torch.device) -> torch.autocast:
+    """Mixed precision of the type that `amp` names; "off" does nothing."""
+    return torch.autocast(device.type, _HALF.get(amp), enabled=amp in _HALF)
 
 
 def scaler(amp: str, device: torch.device) -> torch.amp.GradScaler:
-    """float16 loses small gradients and needs one; else it does nothing."""
+    """Scales the loss for float16, which would lose small gradients. It does nothing for other types."""
     return torch.amp.GradScaler(device.type, enabled=amp == "float16")
 
 
-class Average:
-    """An exponential moving average of a model's parameters and statistics, in a copy of it that is in eval mode.
+class Average(AveragedModel):
+    """An exponential moving average of a model's parameters and statistics, as the model `module`, in eval mode.
 
-    In the beginning the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
+    The weights at the start count as the first of n that were averaged. The decay is min(decay, n / (n + 9)): it is
+    small at first, so the random start is soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+        super().__init__(model, multi_avg_fn=self._blend, use_buffers=True)
+        self.decay = decay
+        self.update_parameters(model)
+        self.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """After training step `step`, counted over all epochs from 0."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        pairs = list(zip(_state(self.model), _state(model), strict=True))
-        floating = [(mine, new) for mine, new in pairs if mine.is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in floating], [new for _, new in floating], weight)
-        for mine, new in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(new)
-
-
-def _state(model: nn.Module) -> Iterable[torch.Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+    def _blend(self, averages: _Tensors, values: _Tensors, _: object) -> None:
+        if averages[0].is_floating_point():
+            n = int(self.n_averaged)  # lies on the CPU: no GPU is waited for
+            get_ema_multi_avg_fn(min(self.decay, n / (n + 9)))(averages, values, n)
+        else:
+            torch._foreach_copy_(averages, values)

@@ -1,35 +1,41 @@
-"""From a file to a view of it: uint8 [3, size, size]. By Pillow, or by torchvision's transforms where asked for.
+"""From a file to a view of it: uint8 [3, size, size]. By Pillow, or by torchvision's transforms if asked for.
 
-Both open files by Pillow, as torchvision's ImageFolder does, and resize bilinearly. Both test views are the same bits.
+Both readers open files with Pillow, as torchvision's ImageFolder does, and resize bilinearly. Their test views are the
+same bits. Pillow is the default because the torchvision of the package index cannot be imported beside a CPU build of
+PyTorch.
 """
 
 import importlib
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..console.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 READERS = ("pillow", "torchvision")
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Share of the area and aspect ratio of a training crop; source: Szegedy et al., CVPR 2015, and torchvision."""
 
-View = Callable[[Any], Tensor]
+View = Callable[["Picture"], Tensor]
+"""From an image in RGB to uint8 [3, size, size]."""
 
 
 class Unreadable(Exception):
-    """The image is missing or broken; the message says in which way."""
+    """The image is missing or broken; the message says what is wrong."""
 
 
 def require(reader: str) -> str:
-    """What serves, with its version, for the head of a report.
+    """The reader's name and version, for the head of a report.
 
     Raises:
-        UserError: it cannot be imported. torchvision beside another build of torch installs, and raises RuntimeError.
+        UserError: it cannot be imported. torchvision raises RuntimeError beside another build of PyTorch.
     """
     found = []
     for name in dict.fromkeys(("PIL", "torchvision" if reader == "torchvision" else "PIL")):
@@ -42,8 +48,8 @@ def require(reader: str) -> str:
     return f"{reader} {getattr(found[-1], '__version__', '')}".strip()
 
 
-def opened(path: pathlib.Path) -> Any:
-    """The image as PIL.Image in RGB, fully decoded.
+def opened(path: pathlib.Path) -> "Picture":
+    """The image in RGB, fully decoded.
 
     Raises:
         Unreadable: no such file, or no whole image.
@@ -51,11 +57,12 @@ def opened(path: pathlib.Path) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        file = Image.open(path)
+        with file:
             return file.convert("RGB")
     except FileNotFoundError:
         raise Unreadable("missing") from None
-    # Pillow's decoders raise these, by where the bytes stop making sense
+    # Pillow's decoders raise one of these; which one depends on where the file is damaged
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(path), path.name)
         raise Unreadable(f"{type(error).__name__}: {(reason.splitlines() or [''])[0]}") from None
@@ -69,15 +76,14 @@ def training_view(reader: str, size: int, seed: int) -> View:
 
 
 def centre_view(resize: int, size: int) -> View:
-    """The middle of the image, whose shorter side was scaled to `resize` first; both readers do the same."""
+    """The middle of the image, after its shorter side was scaled to `resize`; the same for both readers."""
     return lambda image: _pixels(_centre_crop(image, resize, size))
 
 
-def _random_crop(image: Any, size: int, generator: torch.Generator) -> Tensor:
+def _random_crop(image: "Picture", size: int, generator: torch.Generator) -> Tensor:
     from PIL import Image
 
-    width, height = image.size
-    box = crop_box(width, height, generator)
+    box = crop_box(image.width, image.height, generator)
     view = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
     if torch.rand((), generator=generator) < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -85,22 +91,25 @@ def _random_crop(image: Any, size: int, generator: torch.Generator) -> Tensor:
 
 
 def crop_box(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Left, upper, right, lower of a crop whose area and ratio are drawn from SCALE and RATIO."""
+    """Left, upper, right, lower of a crop whose area and ratio are drawn from SCALE and RATIO.
+
+    After ten draws that do not fit: the largest crop in the middle of a ratio within RATIO.
+    """
+    (smallest, largest), (narrowest, widest) = SCALE, RATIO
     for _ in range(10):
-        area, stretch, x, y = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        area = width * height * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
-        ratio = math.exp(math.log(RATIO[0]) + stretch * (math.log(RATIO[1]) - math.log(RATIO[0])))
+        share, stretch, x, y = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        area = width * height * (smallest + share * (largest - smallest))
+        ratio = math.exp(math.log(narrowest) + stretch * (math.log(widest) - math.log(narrowest)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, upper = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, upper, left + w, upper + h
-    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
-    w, h = max(w, 1), max(h, 1)
+    w, h = max(min(width, round(height * widest)), 1), max(min(height, round(width / narrowest)), 1)
     left, upper = (width - w) // 2, (height - h) // 2
     return left, upper, left + w, upper + h
 
 
-def _centre_crop(image: Any, resize: int, size: int) -> Any:
+def _centre_crop(image: "Picture", resize: int, size: int) -> "Picture":
     from PIL import Image
 
     short = min(image.size)
@@ -110,18 +119,18 @@ def _centre_crop(image: Any, resize: int, size: int) -> Any:
     return scaled.crop((left, upper, left + size, upper + size))
 
 
-def _by_torchvision(image: Any, size: int, seed: int) -> Tensor:
+def _by_torchvision(image: "Picture", size: int, seed: int) -> Tensor:
     from torchvision import transforms
 
     view = transforms.Compose(
         [transforms.RandomResizedCrop(size, SCALE, RATIO), transforms.RandomHorizontalFlip()]
-    )  # bilinear, of a PIL.Image
+    )  # bilinear
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _pixels(view(image))
 
 
-def _pixels(image: Any) -> Tensor:
+def _pixels(image: "Picture") -> Tensor:
     import numpy
 
     return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous()

@@ -1,14 +1,27 @@
-"""Images that are missing or cannot be read: counted, named, and too many of them refused."""
+"""Images that are missing or cannot be read: they are counted and named, and too many of them are an error."""
 
 import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..console.errors import UserError
 from .dataset_folders import Data, Images
 from .processes import Processes
 
 
+class Failure(NamedTuple):
+    """An image that could not be read."""
+
+    number: int  # in its set
+    reason: str
+
+
 class Broken:
-    """{number: reason} of both sets, as this process has met them, or as all have after `merge`."""
+    """{number: reason} of each set, as this process has met them, or after `merge` as all processes have.
+
+    Args:
+        highest_share: how much of a set may be unreadable, 0 to 1.
+    """
 
     def __init__(self, data: Data, highest_share: float) -> None:
         self.sets: dict[str, Images] = {"train": data.train, "val": data.val}
@@ -18,14 +31,14 @@ class Broken:
     def __len__(self) -> int:
         return sum(map(len, self.found.values()))
 
-    def add(self, which: str, images: list[tuple[int, str]]) -> None:
-        """Raises UserError where they have become too many."""
-        if images:
-            self.found[which] |= dict(images)
+    def add(self, which: str, failures: Sequence[Failure]) -> None:
+        """Raises UserError if they have become too many."""
+        if failures:
+            self.found[which] |= dict(failures)
             self._check(which)
 
     def merge(self, processes: Processes) -> None:
-        """Let every process know what all have met."""
+        """Give every process what all have met. Raises UserError if that is too many."""
         for found in processes.gather(self.found):
             for which in self.found:
                 self.found[which] |= found[which]
@@ -33,13 +46,15 @@ class Broken:
             self._check(which)
 
     def lines(self) -> list[str]:
+        """Path and reason of each."""
         return [
-            f"{self.sets[which].root / self.sets[which].names[number]}: {found[number]}"
+            f"{self.sets[which].path(number)}: {found[number]}"
             for which, found in self.found.items()
             for number in sorted(found)
         ]
 
     def write(self, path: pathlib.Path) -> None:
+        """Write the lines to a file."""
         path.write_text("".join(line + "\n" for line in self.lines()), encoding="utf-8")
 
     def _check(self, which: str) -> None:
@@ -48,5 +63,5 @@ class Broken:
             number = min(found)
             raise UserError(
                 f"{len(found)} of {len(images)} images for {which} are missing or broken, more than --max-broken "
-                f"{self.highest_share:g} allows; the first is {images.root / images.names[number]}: {found[number]}"
+                f"{self.highest_share:g} allows; the first is {images.path(number)}: {found[number]}"
             )
