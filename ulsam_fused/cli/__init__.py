@@ -57,15 +57,11 @@ def _run(argv: list[str]) -> int:
         prog="ulsam-fused",
         description="Ultra-lightweight subspace attention (ULSAM), fused.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ulsam-fused {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, line in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=line)
         if module is not None and name == chosen:
             module.add_arguments(command)
     try:
