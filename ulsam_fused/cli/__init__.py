@@ -4,7 +4,6 @@ A command is a module of this folder with `add_arguments(parser)` and `run(args)
 the module of the command in use is imported.
 """
 
-import argparse
 import importlib
 import os
 import sys
