@@ -6,8 +6,13 @@ import hypothesis
 import pytest
 import torch  # does not import Triton
 
+from tests.helpers import interpreter
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.hasten()
 
 os.environ.pop("ULSAM_FUSED_BACKEND", None)  # the tests choose backends themselves
 
