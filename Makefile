@@ -14,8 +14,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 EDITABLE := $(PIP) install --no-build-isolation -e
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
-# compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
-export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
 # a PYTHONPATH of the caller's shell would stand before what is installed here
 unexport PYTHONPATH
 
@@ -27,10 +25,13 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with (3.10 or newer); TESTS=tests/test_x.py the tests"
 
+# compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
+test test-quick compile-matrix: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
+
 test: lint ## linter, type checker, then all tests
 	$(PYTEST) --durations=10 $(TESTS)
 
-test-quick: lint ## the same without the tests marked slow
+test-quick: lint ## linter, type checker, then the tests that are not marked slow
 	$(PYTEST) -m "not slow" $(TESTS)
 
 # mypy cannot know that kernels/ is installed as ulsam_fused.kernels, so it is shown a copy that has it there
@@ -80,4 +81,4 @@ $(STAMP): pyproject.toml constraints.txt
 # an editable installation links each file, so a file that came or went needs new links
 $(FILES): $(STAMP) always
 	@$(LIST) > $@.now
-	@cmp -s $@ $@.now && test -d build || { $(EDITABLE) . --no-deps && mv $@.now $@; }
+	@cmp -s $@ $@.now && ls -d build/__editable__* > /dev/null 2>&1 || { $(EDITABLE) . --no-deps && mv $@.now $@; }
