@@ -16,8 +16,8 @@ PACKAGE = Path(ulsam_fused.__file__).resolve().parent
 KERNELS = PACKAGE / "kernels" if (PACKAGE / "kernels").is_dir() else PACKAGE.parent / "kernels"
 
 # Rooms, from the top down. A room is a folder, or a file of ulsam_fused/ itself ("" is ulsam_fused/__init__.py).
-# Its files import from each other and from lower rooms only, and nowhere in a circle. In kernels.gpu the two doors stand
-# above launching, which chooses and launches kernels, and the kernels stand below it.
+# Its files import from each other and from lower rooms only, and nowhere in a circle. In kernels.gpu the two doors
+# stand above launching, which chooses and launches kernels, and the kernels stand below it.
 ROOMS = (
     ("__main__",),
     ("train",),

@@ -40,6 +40,7 @@ def gradients(function: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tenso
     return [y.detach(), attention.detach(), *torch.autograd.grad(loss, inputs)]
 
 
+@pytest.mark.slow  # opcheck traces each operator several times
 def test_opcheck(device: str, backend: str) -> None:
     x = torch.randn(2, 4, 5, 6, device=device)
     scale, shift, v, b = (p.detach() for p in parameters(device))
@@ -91,6 +92,7 @@ def test_fakes_promise_what_comes(
         assert ours.device == promised.device
 
 
+@pytest.mark.slow  # torch.compile generates and compiles C++
 def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None:
     torch._dynamo.reset()
     graphs: list[torch.fx.GraphModule] = []
@@ -111,6 +113,7 @@ def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None
     assert len(graphs) == 1
 
 
+@pytest.mark.slow  # torch.export traces through Dynamo
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports_with_dynamic_shapes(device: str, backend: str, strict: bool) -> None:
     layer = uf.ULSAM(4, 2, backend=backend).to(device)
