@@ -96,7 +96,6 @@ def test_compiled_training_steps(device: str, backend: str, legacy: bool) -> Non
         torch.testing.assert_close(compiled.eval()(x) - x, eager.eval()(x) - x)
 
 
-@pytest.mark.slow  # torch.export traces through Dynamo
 def test_exports(device: str, backend: str) -> None:
     _, layer = pair(4, 2, backend=backend, device=device)
     layer.eval()

@@ -113,7 +113,6 @@ def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None
     assert len(graphs) == 1
 
 
-@pytest.mark.slow  # torch.export traces through Dynamo
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports_with_dynamic_shapes(device: str, backend: str, strict: bool) -> None:
     layer = uf.ULSAM(4, 2, backend=backend).to(device)
