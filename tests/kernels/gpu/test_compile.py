@@ -103,7 +103,7 @@ def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow  # compiles 6 kernels
 def test_functions_in_front_of_a_launch(tmp_path: pathlib.Path) -> None:
     """What host time is made of, by count: 38 and 50 functions of Python with Triton 3.7.1 and torch 2.13."""
-    output = run(pathlib.Path(__file__).with_name("host_calls.py"), cache=tmp_path)
+    output = run("tests.kernels.gpu.host_calls", cache=tmp_path)
     found: dict[str, dict[str, int]] = json.loads(output)
     assert [row["launches"] for row in found.values()] == [1, 1, 2, 2]
     kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))
