@@ -8,45 +8,60 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPED := $(VENV)/typed
+FILES := $(VENV)/.files
+LIST := find ulsam_fused kernels -type f ! -name '*.pyc' | sort
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+EDITABLE := $(PIP) install --no-build-isolation -e
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
 # a PYTHONPATH of the caller's shell would stand before what is installed here
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo bench clean compile-matrix
+.PHONY: help test test-quick lint demo bench clean compile-matrix always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with (3.10 or newer); TESTS=tests/test_x.py the tests"
 
-test: lint ## linter, type checker, then all tests
-	$(BIN)/pytest -q --durations=10 -n $(WORKERS) --dist loadgroup $(TESTS)
+# compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
+test test-quick compile-matrix: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
 
-# mypy cannot know that kernels/ is installed as ulsam_fused.kernels, so it is shown the tree as it is installed
-lint: $(STAMP) ## linter and type checker
+test: lint ## linter, type checker, then all tests
+	$(PYTEST) --durations=10 $(TESTS)
+
+test-quick: lint ## linter, type checker, then the tests that are not marked slow
+	$(PYTEST) -m "not slow" $(TESTS)
+
+# mypy cannot know that kernels/ is installed as ulsam_fused.kernels, so it is shown a copy that has it there
+lint: $(FILES) ## linter and type checker
 	$(BIN)/ruff check .
-	@rm -rf $(TYPED) && mkdir $(TYPED) && cp -Rp ulsam_fused $(TYPED)/ && cp -Rp kernels $(TYPED)/ulsam_fused/
+	$(BIN)/ruff format --check -q .
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/tests
+	@cp -Rp ulsam_fused benchmarks examples $(TYPED)/ && cp -Rp kernels $(TYPED)/ulsam_fused/
+	@cp -Rp tests/__init__.py tests/helpers $(TYPED)/tests/
 	cd $(TYPED) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache"
 
-demo: $(STAMP) ## what this machine has, fused against reference, a short benchmark, attention maps of a picture
+demo: $(FILES) ## what this machine has, fused against reference, a short benchmark, attention maps of a picture
 	$(BIN)/ulsam-fused info
 	$(BIN)/ulsam-fused check
 	@mkdir -p out
 	$(BIN)/ulsam-fused bench --quick --json out/bench.json --plot out/bench.png
 	$(BIN)/ulsam-fused attend --demo --output out/attention.png
 
-# the oldest Triton that is supported, the one that the tests pin, and the newest that was tried
-compile-matrix: $(STAMP) ## compile every launch configuration within budget, and compare launches, on Triton 3.6, 3.7.1 and 3.9 (minutes)
+# Triton 3.6 is the oldest that is supported, 3.7.1 the one that the tests pin, 3.9 the newest that was tried.
+# `make test` compiles for sm_90 only; the last line runs its test of every configuration for the other two.
+compile-matrix: $(FILES) ## compile every launch configuration within budget, and compare launches, on Triton 3.6, 3.7.1 and 3.9 (minutes)
 	for version in 3.6.0 3.7.1 3.9.0; do \
 	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version && \
 	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m benchmarks.compiled.resources --check --arch 80 90 100 \
 	    --json $(VENV)/resources-$$version.json && \
 	  PYTHONPATH=$(VENV)/triton-$$version:. $(BIN)/python -m tests.kernels.gpu.launches_kept || exit 1; \
 	done
+	ULSAM_FUSED_TEST_ARCHS="80 100" $(BIN)/pytest -q tests/kernels/gpu/test_compile.py -k every_configuration
 
-bench: $(STAMP) ## the microbenchmark in full; table, JSON and plot in out/
+bench: $(FILES) ## the microbenchmark in full; table, JSON and plot in out/
 	@mkdir -p out
 	$(BIN)/ulsam-fused bench --json out/bench.json --plot out/bench.png
 
@@ -59,5 +74,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing PyTorch, Triton and the test tools into $(VENV) (once; takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt setuptools
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	@$(EDITABLE) '.[test]' -c constraints.txt
+	@$(LIST) > $(FILES)
 	@touch $@
+
+# an editable installation links each file, so a file that came or went needs new links
+$(FILES): $(STAMP) always
+	@$(LIST) > $@.now
+	@cmp -s $@ $@.now && ls -d build/__editable__* > /dev/null 2>&1 || { $(EDITABLE) . --no-deps && mv $@.now $@; }

@@ -1,4 +1,4 @@
-"""Settings of every test run: the interpreter switch first, before anything can import Triton."""
+"""Settings of every test run. TRITON_INTERPRET comes first, before anything can import Triton."""
 
 import os
 
@@ -6,8 +6,13 @@ import hypothesis
 import pytest
 import torch  # does not import Triton
 
+from tests.helpers import interpreter
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.hasten()
 
 os.environ.pop("ULSAM_FUSED_BACKEND", None)  # the tests choose backends themselves
 
@@ -28,6 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         index, count = map(int, config.getoption("--shard").split("/"))
         config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % count != index])
         items[:] = items[index::count]
+    if "PYTEST_XDIST_WORKER" in os.environ:  # slow tests first, so that at the end no worker waits long for another
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

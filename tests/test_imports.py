@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,29 @@ def test_kernels_are_loaded_once_and_under_the_package(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
+
+
+def test_the_folder_of_the_kernels_refuses_to_be_a_top_level_package(tmp_path: Path) -> None:
+    """PyPI has a distribution `kernels`, and other packages look for it."""
+    _in_fresh_process(
+        f"""
+        import sys
+        sys.path.insert(0, {str(KERNELS.parent)!r})
+        try:
+            import kernels
+        except ImportError as error:
+            assert "import it as `ulsam_fused.kernels`" in str(error), error
+        else:
+            raise AssertionError(kernels.__file__)
+        """,
+        tmp_path,
+    )
+
+
+def test_nothing_else_of_the_repository_is_inside_the_package() -> None:
+    assert importlib.util.find_spec("ulsam_fused.kernels") is not None
+    for name in ("ulsam_fused", "tests", "benchmarks", "examples", "docs", "kernels.kernels"):
+        assert importlib.util.find_spec(f"ulsam_fused.{name}") is None, name
 
 
 def _sources() -> dict[str, str]:

@@ -139,7 +139,9 @@ def differentiate(
             materialize_grads=True,
         )
     )  # fmt: skip
-    named = {name: None if t is None else next(gradients) for name, t in zip(GRADIENTS, leaves, strict=True)}
+    named: dict[str, Any] = {
+        name: None if t is None else next(gradients) for name, t in zip(GRADIENTS, leaves, strict=True)
+    }
     y, A = (out.detach() for out in outputs)
     return Results(y=y, A=A, **named)
 
@@ -147,8 +149,10 @@ def differentiate(
 def run_reference(case: Case, dtype: torch.dtype) -> Results:
     """The reference in one type."""
 
-    def general_form(*tensors: Any) -> tuple[Tensor, Tensor]:
-        return reference.general_form(*tensors, case.num_splits, relu_u=case.relu_u, relu_z=case.relu_z)
+    def general_form(
+        x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return reference.general_form(x, scale, shift, v, b, case.num_splits, relu_u=case.relu_u, relu_z=case.relu_z)
 
     return differentiate(general_form, case, dtype)
 
@@ -334,7 +338,7 @@ def _float64(case: Case) -> list[Any]:
 
 
 def _norm(t: Tensor) -> float:
-    return t.norm().item()
+    return float(t.norm())
 
 
 def _per_channel(t: Tensor) -> Tensor:
@@ -343,7 +347,8 @@ def _per_channel(t: Tensor) -> Tensor:
 
 def _by_subspace(t: Tensor, num_splits: int) -> Tensor:
     """[N, C, H, W] as [N, g, G, H, W]."""
-    return t.unflatten(1, (num_splits, -1))
+    by_subspace: Tensor = t.unflatten(1, (num_splits, -1))
+    return by_subspace
 
 
 def _sum_pixels(t: Tensor) -> Tensor:

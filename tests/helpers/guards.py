@@ -1,4 +1,4 @@
-"""Allocations between guards: Triton checks no bounds, so a stray read or write must be seen in another way."""
+"""Allocations between guards, which show a stray read or write: Triton itself checks no bounds."""
 
 from typing import Any
 
@@ -14,9 +14,8 @@ class Guards:
     """Allocates tensors between guards, and knows whether the guards still stand."""
 
     def __init__(self) -> None:
-        self.buffers: list[
-            tuple[Tensor, Tensor]
-        ] = []  # all bytes, and what they must still be; -1 where free to change
+        # all bytes of a buffer, and what they must still be: -1 where a kernel may change them
+        self.buffers: list[tuple[Tensor, Tensor]] = []
 
     def empty(self, tensor: Tensor) -> Tensor:
         """A tensor of NaN with the shape, type and strides of this dense one."""
@@ -28,7 +27,7 @@ class Guards:
         return _view(buffer, tensor).fill_(torch.nan)
 
     def constant(self, tensor: Tensor | None) -> Tensor | None:
-        """A copy that nothing may change, between NaN."""
+        """A copy that nothing may change. NaN surrounds it."""
         if tensor is None:
             return None
         margin = MARGIN // tensor.element_size()
@@ -48,9 +47,15 @@ def _view(buffer: Tensor, tensor: Tensor) -> Tensor:
 
 
 def guard_allocations(monkeypatch: pytest.MonkeyPatch) -> Guards:
-    """Guards around every tensor that is allocated without values from here on."""
+    """From here on, every tensor that is allocated without values lies between guards."""
     guards = Guards()
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (Tensor, "new_empty"),
+        (Tensor, "new_empty_strided"),
+    ):
         allocate = getattr(owner, name)
 
         def guarded(*arguments: Any, allocate: Any = allocate, **options: Any) -> Tensor:

@@ -164,7 +164,7 @@ def check_norm_forward(
     given = buffers or make_buffers(case)
     golden = run_reference(case, given, torch.float64, batch)
     eager = golden if case.compute_dtype == torch.float64 else run_reference(case, given, case.compute_dtype, batch)
-    terms = {}
+    terms: dict[str, Tensor] = {}
     if batch:
         values, terms = _terms(case)
         golden = golden | values
@@ -216,7 +216,7 @@ def _terms(case: NormCase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     done = forward(case)
     x, dw, _, beta1, pw, _, beta2 = (t if t is None else t.double() for t in case.tensors())
     golden = {"z": done.z, "lse": done.lse, **dict(zip(SECOND, done.second, strict=True))}
-    terms = {}
+    terms: dict[str, Tensor] = {}
     mean, relative = torch.zeros_like(dw), torch.ones_like(dw)
     xc = done.xc
     if done.first is not None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import ulsam_fused as uf
@@ -26,9 +26,19 @@ def model() -> nn.Sequential:
         uf.ULSAM(6, 3, bias=True, norm="batch", activation="relu", eps=0.1),
     ).double()  # fmt: skip
     with torch.no_grad():
-        for layer in (net[1], net[3]):
+        for layer in fused(net):
             layer.pw_norm.weight.mul_(4)
     return net
+
+
+def convolution(net: nn.Module) -> nn.Conv2d:
+    """The first layer, whose gradient has passed all others."""
+    return next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+
+
+def fused(net: nn.Module) -> list[uf.ULSAM]:
+    """The authors' form, then the general one."""
+    return [layer for layer in net.modules() if isinstance(layer, uf.ULSAM)]
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +72,7 @@ def synchronised(rank: int) -> None:
             close(f"gradient of {name}", p.grad, q.grad)
         for optimizer in optimizers:
             optimizer.step()
-    assert net[1].dw_norm.num_batches_tracked == 3
+    assert fused(net)[0].dw_norm.num_batches_tracked == 3
     for name, t in one.named_buffers():
         close(name, net.get_buffer(name).double(), t.double())
     with torch.no_grad():
@@ -81,8 +91,9 @@ def separate(rank: int) -> None:
     mean = torch.cat([p.grad.flatten() for p in alone.parameters()])
     dist.all_reduce(mean)
     close("gradients", torch.cat([p.grad.flatten() for p in net.parameters()]), mean / WORLD)
-    means = [torch.empty_like(alone[1].dw_norm.running_mean) for _ in range(WORLD)]
-    dist.all_gather(means, alone[1].dw_norm.running_mean)
+    own = fused(alone)[0].dw_norm.running_mean
+    means = [torch.empty_like(own) for _ in range(WORLD)]
+    dist.all_gather(means, own)
     assert not torch.equal(*means)
 
 
@@ -115,7 +126,7 @@ def one_value_per_process(rank: int) -> None:
 def converted(rank: int) -> None:
     """torch.nn.SyncBatchNorm.convert_sync_batchnorm finds the norms, and they are synchronised."""
     net = nn.SyncBatchNorm.convert_sync_batchnorm(model())
-    for layer in (net[1], net[3]):
+    for layer in fused(net):
         assert isinstance(layer.dw_norm, nn.SyncBatchNorm)
         assert isinstance(layer.pw_norm, nn.SyncBatchNorm)
     one = model()
@@ -124,10 +135,10 @@ def converted(rank: int) -> None:
     close("y", y, expected[PARTS[rank]])
     y.backward(dy[PARTS[rank]])
     expected.backward(dy)
-    total = net[0].weight.grad.clone()
+    total = convolution(net).weight.grad.clone()
     dist.all_reduce(total)
-    close("gradient", total, one[0].weight.grad)
-    assert list(net[1].state_dict()) == list(one[1].state_dict())
+    close("gradient", total, convolution(one).weight.grad)
+    assert list(fused(net)[0].state_dict()) == list(fused(one)[0].state_dict())
 
 
 def compiled(rank: int) -> None:
@@ -138,9 +149,9 @@ def compiled(rank: int) -> None:
     close("y", y, expected[PARTS[rank]])
     y.backward(dy[PARTS[rank]])
     expected.backward(dy)
-    total = net[0].weight.grad.clone()
+    total = convolution(net).weight.grad.clone()
     dist.all_reduce(total)
-    close("gradient", total, one[0].weight.grad)
+    close("gradient", total, convolution(one).weight.grad)
     for name, t in one.named_buffers():
         close(name, net.get_buffer(name).double(), t.double())
 
@@ -161,10 +172,11 @@ def fully_sharded(rank: int) -> None:
     """FSDP2 trains it, and its synchronised statistics equal one process's."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
 
     net, one = uf.sync_batchnorm(model()), model()
     mesh = init_device_mesh("cpu", (WORLD,))
-    for layer in (net[1], net[3]):
+    for layer in fused(net):
         fully_shard(layer, mesh=mesh)
     fully_shard(net, mesh=mesh)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (net, one)]
@@ -177,13 +189,14 @@ def fully_sharded(rank: int) -> None:
         y.backward(WORLD * dy[PARTS[rank]])
         expected.backward(dy)
         for (name, p), q in zip(net.named_parameters(), one.parameters(), strict=True):
+            assert isinstance(p.grad, DTensor)
             close(f"gradient of {name}", p.grad.full_tensor(), q.grad)
         for optimizer in optimizers:
             optimizer.step()
     written, expected_state = net.state_dict(), copy.deepcopy(one).state_dict()
     assert list(written) == list(expected_state)
     for key, t in written.items():
-        full = t.full_tensor() if hasattr(t, "full_tensor") else t
+        full = t.full_tensor() if isinstance(t, DTensor) else t
         close(key, full.double(), expected_state[key].double())
 
 
@@ -214,4 +227,4 @@ def work(rank: int, meeting: str, proofs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    mp.spawn(work, (sys.argv[1], sys.argv[2:]), WORLD)
+    spawn(work, (sys.argv[1], sys.argv[2:]), WORLD)

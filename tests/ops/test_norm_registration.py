@@ -32,6 +32,7 @@ def arguments(device: str, norms: tuple[bool, bool], dtype: torch.dtype = torch.
     return [None if size is None else torch.randn(size, device=device, dtype=dtype) for size in sizes]
 
 
+@pytest.mark.slow  # opcheck traces each operator several times
 @pytest.mark.parametrize("norms", [(True, True), (True, False), (False, True)])
 def test_opcheck(device: str, backend: str, norms: tuple[bool, bool]) -> None:
     tensors = arguments(device, norms)
@@ -74,6 +75,7 @@ def test_fakes_promise_what_comes(
         assert ours.device == promised.device
 
 
+@pytest.mark.slow  # torch.compile generates and compiles C++
 @pytest.mark.parametrize("legacy", [False, True], ids=["", "legacy"])
 def test_compiled_training_steps(device: str, backend: str, legacy: bool) -> None:
     """One graph: values, gradients and running statistics of compiled and eager steps, and then of eval mode."""
@@ -184,6 +186,7 @@ def test_a_backward_that_returns_dy_fails_the_comparison(monkeypatch: pytest.Mon
         assert_same_step(theirs, ours, x, dy)
 
 
+@pytest.mark.slow  # torch.compile generates and compiles C++
 def test_modules_around_it_compile_too(device: str) -> None:
     torch._dynamo.reset()
     model = nn.Sequential(nn.Conv2d(3, 4, 1), uf.upstream.ULSAM(4, num_splits=2), nn.BatchNorm2d(4)).to(device)

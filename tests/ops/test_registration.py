@@ -41,6 +41,7 @@ def gradients(function: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tenso
     return [y.detach(), attention.detach(), *torch.autograd.grad(loss, inputs)]
 
 
+@pytest.mark.slow  # opcheck traces each operator several times
 def test_opcheck(device: str, backend: str) -> None:
     x = torch.randn(2, 4, 5, 6, device=device)
     scale, shift, v, b = (p.detach() for p in parameters(device))
@@ -94,6 +95,7 @@ def test_fakes_promise_what_comes(
         assert ours.device == promised.device
 
 
+@pytest.mark.slow  # torch.compile generates and compiles C++
 def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None:
     torch._dynamo.reset()
     graphs: list[torch.fx.GraphModule] = []

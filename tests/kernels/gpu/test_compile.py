@@ -1,4 +1,7 @@
-"""Every shipped launch configuration, compiled for real and held to its budget. Needs no GPU."""
+"""Every shipped launch configuration, compiled for real and held to its budget. Needs no GPU.
+
+`make test` compiles for sm_90 only. `make compile-matrix` names sm_80 and sm_100 in ULSAM_FUSED_TEST_ARCHS.
+"""
 
 import json
 import os
@@ -14,11 +17,13 @@ from tests.helpers.processes import ROOT
 
 triton = pytest.importorskip("triton")
 
+ARCHS = [int(arch) for arch in os.environ.get("ULSAM_FUSED_TEST_ARCHS", "90").split()]
+
 
 def run(module: str, *arguments: str, cache: pathlib.Path) -> str:
-    """What a module prints, in a process without the interpreter and with a cache of its own."""
+    """What a module prints, in a process without the interpreter. `make` keeps compiled kernels, others do not."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    environment = {"TRITON_CACHE_DIR": str(cache)} | environment | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -26,18 +31,21 @@ def run(module: str, *arguments: str, cache: pathlib.Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # compiles 76 kernels
 def test_unusual_calls_compile(tmp_path: pathlib.Path) -> None:
     """Sizes of 1, absent tensors, odd strides: the interpreter accepts code that the compiler refuses."""
     output = run("tests.kernels.gpu.compile_unusual", cache=tmp_path)
     assert output.split() == ["76", "launches", "compiled"]
 
 
+@pytest.mark.slow  # compiles about 25 kernels
 def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path) -> None:
     """Past Triton's binding: the same kernel with the same arguments, whatever differs between calls."""
     output = run("tests.kernels.gpu.launches_kept", cache=tmp_path)
     assert output.split() == ["74", "launches", "compared"]
 
 
+@pytest.mark.slow  # compiles 20 kernels
 def test_promises_of_neighbours_widen_no_access(tmp_path: pathlib.Path) -> None:
     """Else a march would read what is not there; only whole runs of columns are read at once, in the forward."""
     widths = json.loads(run("tests.kernels.gpu.access_widths", cache=tmp_path))
@@ -46,9 +54,9 @@ def test_promises_of_neighbours_widen_no_access(tmp_path: pathlib.Path) -> None:
     assert all(found == {"logits": [4, 4], "march": [4, 4]} for found in widths.values()), widths
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.slow  # compiles about 70 kernels and disassembles each
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
-    """One test, since its compilations are its cost, about 70."""
     output = tmp_path / "resources.json"
     printed = run("benchmarks.compiled.resources", "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
     ranking = printed.split("where to work")[1].splitlines()[1:]
@@ -76,6 +84,7 @@ def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     assert [row for row in keeping if not row["nan_maximum"]] == []
 
 
+@pytest.mark.slow  # compiles 10 kernels
 def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
     """The times are not judged."""
     lines = run("benchmarks.compiled.host_time", "--sms", "1", "--rounds", "1", cache=tmp_path).splitlines()
@@ -91,9 +100,10 @@ def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
         assert over == pytest.approx(whole - triton_alone, abs=0.11)
 
 
+@pytest.mark.slow  # compiles 6 kernels
 def test_functions_in_front_of_a_launch(tmp_path: pathlib.Path) -> None:
     """What host time is made of, by count: 38 and 50 functions of Python with Triton 3.7.1 and torch 2.13."""
-    output = run(pathlib.Path(__file__).with_name("host_calls.py"), cache=tmp_path)
+    output = run("tests.kernels.gpu.host_calls", cache=tmp_path)
     found: dict[str, dict[str, int]] = json.loads(output)
     assert [row["launches"] for row in found.values()] == [1, 1, 2, 2]
     kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))

@@ -121,6 +121,7 @@ def test_chosen_configuration(batch: int, device: str) -> None:
 # --- types --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the interpreter runs 18 cases of several launches
 @NORMS
 @FORMATS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
