@@ -130,7 +130,7 @@ def moments_kernel(
     for i0 in range(begin, end, BLOCK_P):
         i = widen(i0 + tl.arange(0, BLOCK_P), WIDE)  # image * H * W + pixel
         m_i = (i < end)[None, :]
-        o_i = (i // HW).to(tl.int64) * x_stride_n + pixel_offset(i % HW, W, x_stride_h, x_stride_w, FLAT)
+        o_i = (i // HW).to(tl.int64) * x_stride_n + pixel_offset(i % HW, W, (x_stride_c, x_stride_h, x_stride_w), FLAT)
         x = tl.load(x_ptr + (o_c + o_i[None, :]), mask=m_c[:, None] & m_i, other=0.0).to(dtype)
         n += 1
         mean, m2 = absorb(mean, m2, x, n, m_i)

@@ -56,8 +56,9 @@ def load_channel(p_ptr, o_c, G, dtype: tl.constexpr):
 
 
 @triton.jit
-def pixel_offset(p, W, stride_h, stride_w, FLAT: tl.constexpr):
-    """Offset of pixel p = row * W + column; FLAT where one stride serves all pixels."""
+def pixel_offset(p, W, strides, FLAT: tl.constexpr):
+    """Offset of pixel p = row * W + column, given strides (c, h, w); FLAT where one stride serves all pixels."""
+    _, stride_h, stride_w = strides
     if FLAT:
         return p * stride_w
     else:

@@ -12,8 +12,7 @@ import torch
 
 from ...contract import Options
 from ..backward import backward_kernel
-from ..forward import forward_kernel
-from ..norm_forward import folded_kernel
+from ..forward import folded_kernel, forward_kernel
 from . import config as configs
 from .config import ROWS, LaunchConfig, cdiv
 from .geometry import (
