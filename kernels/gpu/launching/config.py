@@ -11,7 +11,7 @@ import dataclasses
 
 ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
-COLUMNS = 7  # at most, that a lane of the backward's march in channels_last holds: MobileNet maps are 7 * 2^k wide
+STRIP_COLUMNS = 7  # at most, in the backward of channels_last: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
 SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
 PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
@@ -120,10 +120,10 @@ def _with_columns(
     lanes = 32 * config.num_warps
     if itemsize == 8:
         return dataclasses.replace(config, block_w=8, strip_columns=2, block_c=lanes // 8)
-    elements, most = lanes, COLUMNS
-    if itemsize == 2 and w <= COLUMNS and compared == 2 and group >= 2 * lanes:
+    elements, most = lanes, STRIP_COLUMNS
+    if itemsize == 2 and w <= STRIP_COLUMNS and compared == 2 and group >= 2 * lanes:
         elements = 2 * lanes
-    elif itemsize == 2 and w > COLUMNS and next_power_of_2(group) * next_power_of_2(cdiv(w, 4)) >= 2 * lanes:
+    elif itemsize == 2 and w > STRIP_COLUMNS and next_power_of_2(group) * next_power_of_2(cdiv(w, 4)) >= 2 * lanes:
         if compared == 2 or group % min(next_power_of_2(group), 2 * lanes) == 0:  # else bfloat16 spills
             elements, most = 2 * lanes, 4
     block_c = min(next_power_of_2(group), elements)
@@ -274,6 +274,14 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def chunk_pixels(w: int, config: LaunchConfig) -> int:
-    """Pixels per program of the second launch: about a strip, in whole tiles, so that accesses stay aligned."""
-    return cdiv(max(config.strip_rows, 1) * w, config.block_p) * config.block_p
+def chunk_pixels(h: int, w: int, config: LaunchConfig) -> int:
+    """Pixels per program of a launch that sweeps: about a strip, in whole tiles, so that accesses stay aligned."""
+    return cdiv((config.strip_rows or h) * w, config.block_p) * config.block_p
+
+
+def pass_pixels(h: int, w: int, slabs: int, config: LaunchConfig, num_sms: int) -> int:
+    """Likewise in the flat passes of the backward with BatchNorm: about as many strips as fill the GPU."""
+    strip_rows = config.strip_rows or ROWS
+    wanted = cdiv(config.flat_programs * num_sms, slabs)  # programs per slab
+    rows = max(cdiv(h, strip_rows) // wanted, 1) * strip_rows
+    return cdiv(rows * w, config.block_p) * config.block_p
