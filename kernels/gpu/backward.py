@@ -1,4 +1,7 @@
-"""Backward kernels. D = dy; t is dl, scattered to the pixels that won their windows; [.] is 1 or 0.
+"""The backward of the general form, and `input_gradient`, which the form with BatchNorm shares.
+
+`backward_kernel` serves `backend.backward`. D = dy; t is dl, scattered to the pixels that won their windows; [.] is 1
+or 0.
 
     dA[p]   = sum over c of D[c,p] * x[c,p], plus the gradient that arrives at A itself
     S       = sum over p of A[p] * dA[p]
@@ -9,11 +12,19 @@
 
 The last line needs no maxima: at the argmax u is scale * x + shift, so sum_p dl * m = sum_q t * u.
 
+A program belongs to a slab and does two things for it:
+
+    REDUCE   a sweep over its pixels: dA and S                              device/softmax_backward.py
+    MARCH    A and dl, into a scratch of its own, then the march: dx and    device/march_nchw.py,
+             this program's part of the parameters' gradients               device/march_channels_last.py
+
+In the slab regime one launch does both. In the split regime the first launch does REDUCE, a program per chunk of
+pixels, and the second MARCH, a program per strip of rows, which first adds up the S of all chunks.
+
 The argmax is recomputed. A pixel q wins window p when it is the first in its row to equal the row's maximum, and its
-row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. So a march over rows, one new
-row a step, holds for each window the maxima of its last two rows and what dl they have won; a row that has heard from
-all its windows hands that on to the columns that reached its maxima. `march_columns` does so in channels_last,
-`march_lanes` otherwise. Not saved and not materialised: u, m, the argmax, t.
+row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. A march takes one new row a
+step. It holds for each window the maxima of its last two rows and what dl they have won. A row that has heard from all
+its windows hands that on to the columns that reached its maxima. u, m, the argmax and t are never written to memory.
 """
 
 import triton
@@ -25,9 +36,8 @@ from .device.primitives import load_channel, mirrored_program, sign_of
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, logit_gradient
 
-# Rows of one turn of the march. A window spans three, so after three rows every value is in its old place again, and
-# what moves from row to row changes its name, not its register: 117 to 94 instructions per element (float16
-# channels_last, sm_90, Triton 3.7.1).
+# Rows of one turn of the march. A window spans three. So after three rows every value is in its old register again, and
+# nothing is moved: 94 instructions per element in place of 117 (float16 channels_last, sm_90, Triton 3.7.1).
 MARCH_ROWS = tl.constexpr(3)
 
 
@@ -145,7 +155,7 @@ def backward_kernel(
     MARCH: tl.constexpr,  # this launch writes dx
     BLOCK_C: tl.constexpr,  # tile of the march: channels, and lanes along a row
     BLOCK_W: tl.constexpr,
-    COLUMNS: tl.constexpr,  # that each of these lanes holds; 1 unless CHANNELS_LAST
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; 1 unless CHANNELS_LAST
     HALO: tl.constexpr,  # a tile is not the whole row
     BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
     BLOCK_K: tl.constexpr,
@@ -169,7 +179,6 @@ def backward_kernel(
     channel = k * G
     o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
     o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
-    o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, 1)
     x_ptr += o_x
     if dy_ptr is not None:
         dy_ptr += o_dy
@@ -210,6 +219,7 @@ def backward_kernel(
         if RELU_Z:
             tl.store(partials_ptr + width - num_splits + k, db)
         dv_ptr = partials_ptr + channel
+        o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, 1)
         dx_ptr += o_dx
         scale_ptr += channel
         v_ptr += channel

@@ -1,7 +1,8 @@
-"""Backward kernels of the form with BatchNorm on the statistics of this batch; `backward` has what is not said here.
+"""The backward of the form with BatchNorm on the statistics of this batch. Serves `norm_backend.norm_backward`.
 
 zhat = (z - mean2) * rstd2, zn = gain * z + offset, A = exp(act_z(zn) - lse), u = scale * (x - mean) + beta1; M is the
-number of values per channel, in all processes. Sums over subspaces of all images are marked "all".
+number of values per channel, in all processes. Sums over subspaces of all images are marked "all". The rest is as in
+`backward`.
 
     dl     = A * (dA - S) * [zn > 0 or no ReLU]
     dz     = gain * (dl - all dl / M - zhat * (all dl * zhat) / M)                     the pointwise norm
@@ -12,16 +13,15 @@ number of values per channel, in all processes. Sums over subspaces of all image
     dgamma1 = S2 * dw * rstd,    dbeta1 = S1,    d(dw) = gamma1 * S2 * eps1 * rstd^3
     dv     = scale * all t * (x - mean) + beta1 * all t
 
-A sum over all images is needed twice before dx, so there are three passes. The first writes dA and five sums of each
-chunk of pixels, from which S, the sum of dl and that of dl * zhat follow without dl, to which S belongs:
+A sum over all images is needed twice before dx, so there are three launches:
 
-    t0 = sum A * dA,    t1 = sum A * dA * [.],    t2 = sum A * [.]
-    t3 = sum A * dA * [.] * zhat,    t4 = sum A * [.] * zhat
-    of one image: S = t0,    sum dl = t1 - S * t2,    sum dl * zhat = t3 - S * t4
+    norm_reduce_kernel     dA and five sums, a program per chunk of pixels of a slab; from them follow S and the
+                           sums of dl and dl * zhat                                     device/softmax_backward.py
+    norm_march_kernel      dz, then the march, a program per strip of rows of a slab; it leaves scale * du in dx
+    norm_complete_kernel   completes dx, a program per chunk of pixels of a slab
 
-The second is the march; it leaves scale * du in dx. The third completes dx. A norm with given statistics is an affine
-map: the depthwise one needs no third pass, the pointwise one no sums. Without act_z the softmax does not see a
-constant, and the sum of dl is exactly 0.
+A norm with given statistics is an affine map: the depthwise one then needs no third launch, the pointwise one no sums.
+Without act_z the softmax does not see a constant, and the sum of dl is exactly 0.
 """
 
 import triton
@@ -321,8 +321,8 @@ def norm_complete_kernel(
             o_px = pixel_offset(widen(p, WIDE), W, x_strides, FLAT)[None, :]
             o_pdx = pixel_offset(widen(p, WIDE), W, dx_strides, FLAT)[None, :]
             x = tl.load(x_ptr + (o_c * x_strides[0] + o_px), mask=m_x, other=0.0).to(dtype)
-            o_cdx = o_c * dx_strides[0] + o_pdx
-            dx = tl.load(dx_ptr + o_cdx, mask=m_x, other=0.0).to(dtype)
+            o_tile = o_c * dx_strides[0] + o_pdx
+            dx = tl.load(dx_ptr + o_tile, mask=m_x, other=0.0).to(dtype)
             dx = dx - k0 - k1 * (x - mean)
             if dy_ptr is not None:
                 o_pd = pixel_offset(widen(p, WIDE), W, dy_strides, FLAT_DY)[None, :]
@@ -330,4 +330,4 @@ def norm_complete_kernel(
                 z = tl.load(z_ptr + p, mask=m_p, other=0.0)
                 a = tl.exp(relu(gain * z + offset, RELU_Z) - lse)[None, :]
                 dx += dy + a * dy
-            tl.store(dx_ptr + o_cdx, dx.to(dx_ptr.dtype.element_ty), mask=m_x)
+            tl.store(dx_ptr + o_tile, dx.to(dx_ptr.dtype.element_ty), mask=m_x)

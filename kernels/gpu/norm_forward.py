@@ -1,4 +1,4 @@
-"""Forward kernels with BatchNorm before the activations: of this batch's statistics, or folded from the running ones.
+"""The forward of the form with BatchNorm on the statistics of this batch. Serves `norm_backend.norm_forward`.
 
     mu[c], var[c]     of x over all images and pixels;   r1 = 1 / sqrt(dw^2 var + eps1)
     scale             = gamma1 * dw * r1,                shift = beta1 - scale * mu
@@ -8,9 +8,17 @@
     A                 = softmax of act_z(gain * z + offset);   lse = log sum exp act_z(gain * z + offset)
     y[c,p]            = x[c,p] + A[p] * x[c,p]
 
-A bias before a norm cancels: only the running mean sees it. Three launches, because each of the two statistics is of
-all images: partial moments of x (`moments`); z, and its partial moments; y. A program begins by combining the partial
-moments of its own subspace, every program of a subspace in the same order and so to the same bits.
+A bias before a norm cancels; only the running mean sees it. Each of the two statistics is of all images, so there are
+three launches:
+
+    moments_kernel       partial moments of x                                             device/moments.py
+    norm_logits_kernel   scale and shift; z, a program per strip of rows of a slab        device/march_logits.py
+                         partial moments of z
+    norm_apply_kernel    gain and offset; the softmax, of which every program reads the
+                         whole map; y, a program per chunk of pixels of a slab            device/reweight.py
+
+A program begins by combining the partial moments of its own subspace. All programs of a subspace do so in the same
+order, and so get the same bits. Lanes are then channels (BLOCK_M) and parts (BLOCK_PARTS).
 """
 
 import triton

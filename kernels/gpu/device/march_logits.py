@@ -1,13 +1,16 @@
-"""The march of the forward: ROWS rows of logits z from ROWS + 2 rows of x, for both forms.
+"""The march of the forward, for both forms: ROWS rows of logits z from ROWS + 2 rows of x.
 
     z[p] = sum over c of v[c] * m[c,p] + b,       m as in `primitives`
 
-A tile is [BLOCK_C, BLOCK_W] (channels, columns). The march keeps the two rows above, and so needs one new row of x per
-row of z. Where a warp holds whole rows (SPAN), x is loaded once, COLUMNS neighbouring columns per lane, and neighbours
-come from other lanes, after the maximum over three rows (see `column_runs`). Else, and in channels_last, three
-column-shifted rows are loaded, and their horizontal maxima kept. Beyond a border stands a pixel that is in the same
-window and so changes no maximum: pixels need no masks. Each lane keeps ROWS * COLUMNS sums over channels, which are
-added up across lanes once, at the end.
+A tile is [BLOCK_C, BLOCK_W] (channels, columns). The march keeps what it needs of the two rows above, and so loads one
+new row of x per row of z. There are two ways:
+
+    SPAN    a warp holds whole rows, COLUMNS neighbouring columns per lane. x is loaded once; the maximum is taken over
+            three rows first, and then over columns, of which the outer ones come from other lanes (`column_runs`)
+    else    (and in channels_last) a row is loaded three times, shifted by a column, and the maxima of three are kept
+
+Beyond a border stands a pixel that is in the same window and so changes no maximum: pixels need no masks. Sums over
+channels stay in registers, ROWS * COLUMNS of them per lane, and are added up across lanes once, at the end.
 
 Without act_u the affine map leaves the maximum: z = sum (v |scale|) * max + sum v * shift + b.
 """

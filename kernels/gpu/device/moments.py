@@ -1,11 +1,14 @@
 """Moments of numbers: their count n, mean, and M2 = sum of squared deviations from it. The variance is M2 / n.
 
+`moments_kernel` serves `norm_backend.moments` and is the first launch of `norm_backend.norm_forward`. The other two
+launches use the helpers.
+
     one more number x    d = x - mean;   mean += d / n;   M2 += d * (x - mean)                              (Welford)
     several parts        mean = mean_0 + sum n_i (mean_i - mean_0) / n
                          M2   = sum M2_i + sum n_i (mean_i - mean)^2                                          (Chan)
 
-Nowhere are large numbers subtracted whose difference is small: a mean of 1000 costs no digit of a variance of 1, and
-M2 of equal numbers is exactly 0. Each lane is a part: it sees its own numbers in a fixed order.
+Large numbers whose difference is small are never subtracted: a mean of 1000 costs no digit of a variance of 1, and M2
+of equal numbers is exactly 0. Each lane is a part of its own and sees its numbers in a fixed order.
 """
 
 import triton

@@ -1,7 +1,9 @@
-"""The second sweep over x: y[c,p] = x[c,p] + A[p] * x[c,p], A the softmax of the logits.
+"""The second sweep of the forward over x, for both forms: y[c,p] = x[c,p] + A[p] * x[c,p].
+
+A tile is [BLOCK_K, BLOCK_P] (channels, pixels); A of its pixels serves all channels.
 
 Where the channels of a map are contiguous and H*W is odd, say, runs of 16 bytes begin at another pixel in every
-channel. But after CYCLE channels they begin at the same pixels again: so a contiguous slab [G, H*W] is swept as
+channel. But after CYCLE channels they begin at the same pixels again. So a contiguous slab [G, H*W] is swept as
 [G / CYCLE, runs, RUN], and A of a run's pixels serves all G / CYCLE of them.
 """
 

@@ -1,8 +1,7 @@
-"""Where a slab lies: one subspace k of one image n, G channels of [N, C, H, W].
+"""Where a slab lies: subspace k of image n, G channels of a tensor [N, C, H, W]. For all kernels but `moments_kernel`.
 
-Programs of all kernels but `moments_kernel` belong to one slab; axis 0 of their grids counts N * num_splits slabs.
-Beyond places, these helpers tell the compiler what the launch knows and a kernel's arguments do not say: that VEC
-divides strides, and H*W, or in channels_last G. Without that, accesses have one element.
+A program belongs to one slab; axis 0 of a grid counts N * num_splits of them. These helpers also tell the compiler what
+the launch knows: that VEC divides strides, and H*W, or in channels_last G. Else it would access element by element.
 """
 
 import triton
@@ -14,12 +13,14 @@ from .primitives import aligned, aligned_strides
 @triton.jit
 def slab_place(slab, num_splits, H, W, G, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr):
     """(n as int64, k, H*W, G) of a slab."""
+    n = (slab // num_splits).to(tl.int64)
+    k = slab % num_splits
     HW = H * W
     if CHANNELS_LAST:
         G = aligned(G, VEC)
     else:
         HW = aligned(HW, VEC)
-    return (slab // num_splits).to(tl.int64), slab % num_splits, HW, G
+    return n, k, HW, G
 
 
 @triton.jit

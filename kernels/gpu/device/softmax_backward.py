@@ -1,18 +1,18 @@
-"""The backward of the softmax and of what stands before it: dA of every pixel, then dl, and with BatchNorm dz.
+"""From dy to dl, the gradient of the logits, for both backwards: dA of every pixel, sums over pixels, dl.
 
     dA[p]  = sum over c of dy[c,p] * x[c,p], plus the gradient that arrives at A itself
     S      = sum over p of A[p] * dA[p]
-    dl[p]  = A[p] * (dA[p] - S) * [logit > 0 or no ReLU],      logit = z, or gain * z + offset
-    dz     = gain * (dl - mean of dl - zhat * mean of dl * zhat),      zhat = (z - mean) * rstd      (BatchNorm)
+    dl[p]  = A[p] * (dA[p] - S) * [logit > 0 or no ReLU],      logit = z, or with BatchNorm zn = gain * z + offset
+    dz     = gain * (dl - mean of dl - zhat * mean of dl * zhat),      zhat = (z - mean) * rstd
 
-The means are over all images, and dl needs S of its own. So one pass writes dA and five sums of each chunk of pixels;
-from them follow, for one image, S and the sums of dl and of dl * zhat:
+With BatchNorm the means are over all images, and each image's dl needs its own S first. So one pass writes five sums of
+each chunk of pixels, from which S and both sums follow without dl ([.] is 1 where dl is not 0 by the ReLU):
 
     t0 = sum A * dA,    t1 = sum A * dA * [.],    t2 = sum A * [.]
     t3 = sum A * dA * [.] * zhat,    t4 = sum A * [.] * zhat
-    S = t0,    sum dl = t1 - S * t2,    sum dl * zhat = t3 - S * t4
+    of one image: S = t0,    sum dl = t1 - S * t2,    sum dl * zhat = t3 - S * t4
 
-Lanes are pixels, and in the sum over channels tiles are [BLOCK_K, BLOCK_P] (channels, pixels).
+Lanes are pixels; for dA a tile is [BLOCK_K, BLOCK_P] (channels, pixels), and a program keeps one sum per element.
 """
 
 import triton

@@ -34,7 +34,7 @@ class Geometry:
     channels_last: bool
     wide: bool  # WIDE: offsets inside an image need int64, in one of the call's tensors
     config: LaunchConfig
-    chunk: int  # pixels per program of a launch that sweeps over pixels
+    chunk: int  # pixels per program of a launch that sweeps over pixels; not used in the slab regime
 
     @property
     def group(self) -> int:
@@ -83,7 +83,7 @@ def geometry_of(
         channels_last=is_channels_last(x),
         wide=any(map(is_wide, (x, *others))),
         config=config,
-        chunk=chunk_pixels(h, w, config) if chunk is None else chunk,
+        chunk=chunk_pixels(w, config) if chunk is None else chunk,
     )  # fmt: skip
 
 

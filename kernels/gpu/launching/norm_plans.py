@@ -109,7 +109,7 @@ def norm_forward_plan(
     y = torch.empty_like(x, dtype=options.out_dtype)
     if config is None:
         config = configs.norm_forward_config((n, c, h, w), g, dtype.itemsize, is_channels_last(x), num_sms(device))
-    geometry = geometry_of(g, config, x, y)
+    geometry = geometry_of(g, config, x, y, chunk=None if config.split else h * w)
     group, slabs, strips = geometry.group, geometry.slabs, geometry.strips
     access = geometry.access(x, y)
     block_m, block_parts = configs.combine_blocks(group, config.num_warps)

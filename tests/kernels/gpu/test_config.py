@@ -216,13 +216,12 @@ def test_configurations_are_values(choose: object) -> None:
 
 @pytest.mark.parametrize(
     ("w", "strip_rows", "block_p", "pixels"),
-    [(5, 7, 16, 48), (16, 7, 16, 112), (16, 0, 16, 128), (5, 0, 16, 48), (1, 7, 64, 64), (9, 14, 2, 126)],
+    [(5, 7, 16, 48), (16, 7, 16, 112), (16, 0, 16, 16), (1, 7, 64, 64), (9, 14, 2, 126), (56, 7, 32, 416)],
 )
 def test_chunks_are_whole_tiles_of_about_a_strip(w: int, strip_rows: int, block_p: int, pixels: int) -> None:
-    """Of all 8 rows, where they are not cut into strips."""
     config = forward_config((1, 4, 8, 8), 1, 4, False, 1)
     config = dataclasses.replace(config, strip_rows=strip_rows, block_p=block_p)
-    assert configs.chunk_pixels(8, w, config) == pixels
+    assert configs.chunk_pixels(w, config) == pixels
 
 
 def test_next_power_of_2() -> None:
