@@ -1,4 +1,7 @@
-"""Backward kernels. D = dy; t is dl, scattered to the pixels that won their windows; [.] is 1 or 0.
+"""The backward of the general form, and `input_gradient`, which the form with BatchNorm shares.
+
+`backward_kernel` serves `backend.backward`. D = dy; t is dl, scattered to the pixels that won their windows; [.] is 1
+or 0.
 
     dA[p]   = sum over c of D[c,p] * x[c,p], plus the gradient that arrives at A itself
     S       = sum over p of A[p] * dA[p]
@@ -9,11 +12,19 @@
 
 The last line needs no maxima: at the argmax u is scale * x + shift, so sum_p dl * m = sum_q t * u.
 
+A program belongs to a slab and does two things for it:
+
+    REDUCE   a sweep over its pixels: dA and S                              device/softmax_backward.py
+    MARCH    A and dl, into a scratch of its own, then the march: dx and    device/march_nchw.py,
+             this program's part of the parameters' gradients               device/march_channels_last.py
+
+In the slab regime one launch does both. In the split regime the first launch does REDUCE, a program per chunk of
+pixels, and the second MARCH, a program per strip of rows, which first adds up the S of all chunks.
+
 The argmax is recomputed. A pixel q wins window p when it is the first in its row to equal the row's maximum, and its
-row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. So a march over rows, one new
-row a step, holds for each window the maxima of its last two rows and what dl they have won; a row that has heard from
-all its windows hands that on to the columns that reached its maxima. `march_columns` does so in channels_last,
-`march_lanes` otherwise. Not saved and not materialised: u, m, the argmax, t.
+row the first to equal the window's: the first maximum in row-major order, PyTorch's rule. A march takes one new row a
+step. It holds for each window the maxima of its last two rows and what dl they have won. A row that has heard from all
+its windows hands that on to the columns that reached its maxima. u, m, the argmax and t are never written to memory.
 """
 
 import triton
@@ -21,110 +32,13 @@ import triton.language as tl
 
 from .device.march_channels_last import march_columns
 from .device.march_nchw import march_lanes
-from .device.maxpool_backward import bordered
-from .device.primitives import (
-    aligned,
-    aligned_strides,
-    load_channel,
-    mirrored_program,
-    pixel_offset,
-    relu,
-    sign_of,
-    widen,
-)
+from .device.primitives import load_channel, mirrored_program, sign_of
+from .device.slab import slab_of, slab_place
+from .device.softmax_backward import attention_gradient, logit_gradient
 
-# Rows of one turn of the march. A window spans three, so after three rows every value is in its old place again, and
-# what moves from row to row changes its name, not its register: 117 to 94 instructions per element (float16
-# channels_last, sm_90, Triton 3.7.1).
+# Rows of one turn of the march. A window spans three. So after three rows every value is in its old register again, and
+# nothing is moved: 94 instructions per element in place of 117 (float16 channels_last, sm_90, Triton 3.7.1).
 MARCH_ROWS = tl.constexpr(3)
-
-
-@triton.jit
-def attention_gradient(
-    dy_ptr,  # or None
-    d_attention_ptr,  # [H*W] or None
-    x_ptr,
-    z_ptr,  # [H*W]
-    lse,
-    da_ptr,  # [H*W]
-    p_begin,
-    p_end,
-    W,
-    G,
-    dy_stride_c,
-    dy_stride_h,
-    dy_stride_w,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    RELU_Z: tl.constexpr,
-    FLAT: tl.constexpr,
-    FLAT_DY: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Writes dA of pixels p_begin .. p_end - 1; returns the sum of A * dA over them."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    total = tl.full([], 0.0, dtype)
-    for p0 in range(p_begin, p_end, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        m_p = p < p_end
-        da = tl.zeros([BLOCK_P], dtype)
-        if dy_ptr is not None:
-            o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)[None, :]
-            o_pd = pixel_offset(widen(p, WIDE), W, dy_stride_h, dy_stride_w, FLAT_DY)[None, :]
-            products = tl.zeros([BLOCK_K, BLOCK_P], dtype)
-            for c0 in range(0, G, BLOCK_K):
-                c = c0 + tl.arange(0, BLOCK_K)
-                m_x = (c < G)[:, None] & m_p[None, :]
-                o_c = widen(c, WIDE)[:, None]
-                x = tl.load(x_ptr + (o_c * x_stride_c + o_px), mask=m_x, other=0.0).to(dtype)
-                dy = tl.load(dy_ptr + (o_c * dy_stride_c + o_pd), mask=m_x, other=0.0).to(dtype)
-                products += dy * x
-            da = tl.sum(products, 0)
-        if d_attention_ptr is not None:
-            da += tl.load(d_attention_ptr + p, mask=m_p, other=0.0).to(dtype)
-        tl.store(da_ptr + p, da, mask=m_p)
-        z = tl.load(z_ptr + p, mask=m_p, other=0.0)
-        total += tl.sum(tl.where(m_p, tl.exp(relu(z, RELU_Z) - lse) * da, 0.0), 0)
-    return total
-
-
-@triton.jit
-def logit_gradient(
-    z_ptr,  # [H*W]
-    da_ptr,  # [H*W]
-    lse,
-    total,
-    a_ptr,  # [r_end - r_begin + 4, pitch], scratch of this program: with a border, as in `routing`
-    dl_ptr,  # likewise
-    r_begin,
-    r_end,
-    H,
-    W,
-    pitch,
-    BLOCK_P: tl.constexpr,
-    RELU_Z: tl.constexpr,
-):
-    """Writes A and dl of rows r_begin - 1 .. r_end and their border; returns the sum of dl over rows r_begin on."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    db = tl.full([], 0.0, dtype)
-    for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
-        i = i0 + tl.arange(0, BLOCK_P)
-        p, row, m_p = bordered(i, r_begin, r_end, H, W, pitch)
-        z = tl.load(z_ptr + p, mask=m_p, other=0.0)
-        a = tl.exp(relu(z, RELU_Z) - lse)
-        dl = a * (tl.load(da_ptr + p, mask=m_p, other=0.0) - total)
-        if RELU_Z:
-            dl = tl.where(z <= 0, 0.0, dl)
-        dl = tl.where(m_p, dl, 0.0)
-        if RELU_Z:
-            db += tl.sum(tl.where((row >= r_begin) & (row < r_end), dl, 0.0), 0)
-        m_i = i < (r_end - r_begin + 4) * pitch
-        tl.store(a_ptr + i, a, mask=m_i)
-        tl.store(dl_ptr + i, dl, mask=m_i)
-    return db
 
 
 @triton.jit
@@ -147,15 +61,9 @@ def input_gradient(
     W,
     G,
     pitch,
-    dy_stride_c,
-    dy_stride_h,
-    dy_stride_w,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    dx_stride_c,
-    dx_stride_h,
-    dx_stride_w,
+    dy_strides,  # (c, h, w)
+    x_strides,
+    dx_strides,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -187,15 +95,13 @@ def input_gradient(
         if CHANNELS_LAST:
             sum_tx, sum_t = march_columns(
                 dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
-                r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
-                x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+                r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
                 MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
             )  # fmt: skip
         else:
             sum_tx, sum_t = march_lanes(
                 dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
-                r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
-                x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+                r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
                 MARCH_ROWS, BLOCK_C, BLOCK_W, HALO, RELU_U, EVEN_C, WIDE,
             )  # fmt: skip
         dv = scale * sum_tx
@@ -220,7 +126,7 @@ def backward_kernel(
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: dv [C], dscale [C], dshift [C] where shift is given, db [g] where RELU_Z
     da_ptr,  # [N, g, H*W], scratch
-    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: A and dl of a strip, with a border as in `routing`
+    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: A and dl of a strip, with a border: `maxpool_backward`
     totals_ptr,  # [N, g, chunks], sums of A * dA, or None in the slab regime
     H,
     W,
@@ -249,7 +155,7 @@ def backward_kernel(
     MARCH: tl.constexpr,  # this launch writes dx
     BLOCK_C: tl.constexpr,  # tile of the march: channels, and lanes along a row
     BLOCK_W: tl.constexpr,
-    COLUMNS: tl.constexpr,  # that each of these lanes holds; 1 unless CHANNELS_LAST
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; 1 unless CHANNELS_LAST
     HALO: tl.constexpr,  # a tile is not the whole row
     BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
     BLOCK_K: tl.constexpr,
@@ -269,21 +175,13 @@ def backward_kernel(
         part = tl.program_id(1)
     else:
         slab, part = mirrored_program()  # x and dy are still in L2 where dA was computed last
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
-    dy_stride_n, dy_stride_c, dy_stride_w = aligned_strides(
-        dy_stride_n, dy_stride_c, dy_stride_w, CHANNELS_LAST, VEC_DY
-    )
+    n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
     channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
+    o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    x_ptr += o_x
     if dy_ptr is not None:
-        dy_ptr += n * dy_stride_n + channel.to(tl.int64) * dy_stride_c
+        dy_ptr += o_dy
     z_ptr += slab.to(tl.int64) * HW
     da_ptr += slab.to(tl.int64) * HW
     lse = tl.load(lse_ptr + slab)
@@ -300,8 +198,7 @@ def backward_kernel(
             d_attention_ptr += slab.to(tl.int64) * HW
         total = attention_gradient(
             dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, da_ptr, p_begin, p_end, W, G,
-            dy_stride_c, dy_stride_h, dy_stride_w, x_stride_c, x_stride_h, x_stride_w,
-            BLOCK_P, BLOCK_K, RELU_Z, FLAT, FLAT_DY, WIDE,
+            dy_strides, x_strides, BLOCK_P, BLOCK_K, RELU_Z, FLAT, FLAT_DY, WIDE,
         )  # fmt: skip
         if not MARCH:
             tl.store(totals_ptr + slab.to(tl.int64) * chunks + part, total)
@@ -322,7 +219,8 @@ def backward_kernel(
         if RELU_Z:
             tl.store(partials_ptr + width - num_splits + k, db)
         dv_ptr = partials_ptr + channel
-        dx_ptr += n * dx_stride_n + channel.to(tl.int64) * dx_stride_c
+        o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, 1)
+        dx_ptr += o_dx
         scale_ptr += channel
         v_ptr += channel
         if shift_ptr is not None:
@@ -333,7 +231,6 @@ def backward_kernel(
             dshift_ptr = dv_ptr + 2 * C
         input_gradient(
             dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-            r_begin, r_end, H, W, G, pitch, dy_stride_c, dy_stride_h, dy_stride_w,
-            x_stride_c, x_stride_h, x_stride_w, dx_stride_c, dx_stride_h, dx_stride_w,
+            r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
             BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
         )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Backward kernels of the form with BatchNorm on the statistics of this batch; `backward` has what is not said here.
+"""The backward of the form with BatchNorm on the statistics of this batch. Serves `norm_backend.norm_backward`.
 
 zhat = (z - mean2) * rstd2, zn = gain * z + offset, A = exp(act_z(zn) - lse), u = scale * (x - mean) + beta1; M is the
-number of values per channel, in all processes. Sums over subspaces of all images are marked "all".
+number of values per channel, in all processes. Sums over subspaces of all images are marked "all". The rest is as in
+`backward`.
 
     dl     = A * (dA - S) * [zn > 0 or no ReLU]
     dz     = gain * (dl - all dl / M - zhat * (all dl * zhat) / M)                     the pointwise norm
@@ -12,149 +13,24 @@ number of values per channel, in all processes. Sums over subspaces of all image
     dgamma1 = S2 * dw * rstd,    dbeta1 = S1,    d(dw) = gamma1 * S2 * eps1 * rstd^3
     dv     = scale * all t * (x - mean) + beta1 * all t
 
-A sum over all images is needed twice before dx, so there are three passes. The first writes dA and five sums of each
-chunk of pixels, from which S, the sum of dl and that of dl * zhat follow without dl, to which S belongs:
+A sum over all images is needed twice before dx, so there are three launches:
 
-    t0 = sum A * dA,    t1 = sum A * dA * [.],    t2 = sum A * [.]
-    t3 = sum A * dA * [.] * zhat,    t4 = sum A * [.] * zhat
-    of one image: S = t0,    sum dl = t1 - S * t2,    sum dl * zhat = t3 - S * t4
+    norm_reduce_kernel     dA and five sums, a program per chunk of pixels of a slab; from them follow S and the
+                           sums of dl and dl * zhat                                     device/softmax_backward.py
+    norm_march_kernel      dz, then the march, a program per strip of rows of a slab; it leaves scale * du in dx
+    norm_complete_kernel   completes dx, a program per chunk of pixels of a slab
 
-The second is the march; it leaves scale * du in dx. The third completes dx. A norm with given statistics is an affine
-map: the depthwise one needs no third pass, the pointwise one no sums. Without act_z the softmax does not see a
-constant, and the sum of dl is exactly 0.
+A norm with given statistics is an affine map: the depthwise one then needs no third launch, the pointwise one no sums.
+Without act_z the softmax does not see a constant, and the sum of dl is exactly 0.
 """
 
 import triton
 import triton.language as tl
 
-from .backward import attention_gradient, input_gradient
-from .device.maxpool_backward import bordered
-from .device.primitives import aligned, aligned_strides, load_channel, mirrored_program, pixel_offset, relu, widen
-
-
-@triton.jit
-def chunk_sums(
-    z_ptr,  # [H*W]
-    da_ptr,  # [H*W]
-    lse,
-    gain,
-    offset,
-    mean,
-    rstd,
-    sums_ptr,  # [5, N, chunks], at this image and chunk
-    stride,  # N * chunks
-    p_begin,
-    p_end,
-    BLOCK_P: tl.constexpr,
-    RELU_Z: tl.constexpr,
-):
-    """Writes the five sums of pixels p_begin .. p_end - 1."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    t0 = tl.zeros([BLOCK_P], dtype)
-    t1 = t0
-    t2 = t0
-    t3 = t0
-    t4 = t0
-    for p0 in range(p_begin, p_end, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        m_p = p < p_end
-        z = tl.load(z_ptr + p, mask=m_p, other=0.0)
-        zn = gain * z + offset
-        zhat = (z - mean) * rstd
-        a = tl.where(m_p, tl.exp(relu(zn, RELU_Z) - lse), 0.0)
-        product = a * tl.load(da_ptr + p, mask=m_p, other=0.0)
-        t0 += product
-        if RELU_Z:
-            a = tl.where(zn <= 0, 0.0, a)
-            product = tl.where(zn <= 0, 0.0, product)
-        t1 += product
-        t2 += a
-        t3 += product * zhat
-        t4 += a * zhat
-    tl.store(sums_ptr, tl.sum(t0, 0))
-    tl.store(sums_ptr + stride, tl.sum(t1, 0))
-    tl.store(sums_ptr + 2 * stride, tl.sum(t2, 0))
-    tl.store(sums_ptr + 3 * stride, tl.sum(t3, 0))
-    tl.store(sums_ptr + 4 * stride, tl.sum(t4, 0))
-
-
-@triton.jit
-def image_sums(
-    sums_ptr,  # [5, N, chunks]
-    images,
-    chunks,
-    BLOCK_N: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    RELU_Z: tl.constexpr,
-):
-    """The sums of dl and of dl * zhat over one subspace of all images of this process."""
-    dtype: tl.constexpr = sums_ptr.dtype.element_ty
-    stride = images * chunks
-    dl = tl.zeros([BLOCK_N], dtype)
-    dl_zhat = tl.zeros([BLOCK_N], dtype)
-    for n0 in range(0, images, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N)[:, None]
-        t0 = tl.zeros([BLOCK_N, BLOCK_I], dtype)
-        t1 = t0
-        t2 = t0
-        t3 = t0
-        t4 = t0
-        for i0 in range(0, chunks, BLOCK_I):
-            i = i0 + tl.arange(0, BLOCK_I)[None, :]
-            m_i = (n < images) & (i < chunks)
-            i_ptr = sums_ptr + (n * chunks + i)
-            t0 += tl.load(i_ptr, mask=m_i, other=0.0)
-            if RELU_Z:
-                t1 += tl.load(i_ptr + stride, mask=m_i, other=0.0)
-                t2 += tl.load(i_ptr + 2 * stride, mask=m_i, other=0.0)
-            t3 += tl.load(i_ptr + 3 * stride, mask=m_i, other=0.0)
-            t4 += tl.load(i_ptr + 4 * stride, mask=m_i, other=0.0)
-        total = tl.sum(t0, 1)
-        if RELU_Z:
-            dl += tl.sum(t1, 1) - total * tl.sum(t2, 1)
-        dl_zhat += tl.sum(t3, 1) - total * tl.sum(t4, 1)
-    return tl.sum(dl, 0), tl.sum(dl_zhat, 0)
-
-
-@triton.jit
-def norm_logit_gradient(
-    z_ptr,  # [H*W]
-    da_ptr,  # [H*W]
-    lse,
-    gain,
-    offset,
-    mean,
-    rstd,
-    total,
-    mean_dl,
-    mean_dl_zhat,
-    a_ptr,  # [r_end - r_begin + 4, pitch], scratch of this program with a border, as in `routing`, or None
-    dz_ptr,  # likewise
-    r_begin,
-    r_end,
-    H,
-    W,
-    pitch,
-    BLOCK_P: tl.constexpr,
-    RELU_Z: tl.constexpr,
-    BATCH_Z: tl.constexpr,
-):
-    """Writes A and dz of rows r_begin - 1 .. r_end and their border, where dz is 0."""
-    for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
-        i = i0 + tl.arange(0, BLOCK_P)
-        p, _, m_p = bordered(i, r_begin, r_end, H, W, pitch)
-        z = tl.load(z_ptr + p, mask=m_p, other=0.0)
-        zn = gain * z + offset
-        a = tl.exp(relu(zn, RELU_Z) - lse)
-        dz = a * (tl.load(da_ptr + p, mask=m_p, other=0.0) - total)
-        if RELU_Z:
-            dz = tl.where(zn <= 0, 0.0, dz)
-        if BATCH_Z:
-            dz = gain * (dz - mean_dl - (z - mean) * rstd * mean_dl_zhat)
-        m_i = i < (r_end - r_begin + 4) * pitch
-        if a_ptr is not None:
-            tl.store(a_ptr + i, a, mask=m_i)
-        tl.store(dz_ptr + i, tl.where(m_p, dz, 0.0), mask=m_i)
+from .backward import input_gradient
+from .device.primitives import load_channel, mirrored_program, pixel_offset, relu, widen
+from .device.slab import slab_of, slab_place
+from .device.softmax_backward import attention_gradient, chunk_sums, image_sums, logit_gradient
 
 
 @triton.jit
@@ -195,21 +71,13 @@ def norm_reduce_kernel(
     """First pass, grid (N * num_splits, chunks): dA and the five sums."""
     slab = tl.program_id(0)
     part = tl.program_id(1)
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
-    dy_stride_n, dy_stride_c, dy_stride_w = aligned_strides(
-        dy_stride_n, dy_stride_c, dy_stride_w, CHANNELS_LAST, VEC_DY
-    )
-    channel = (k * G).to(tl.int64)
-    x_ptr += n * x_stride_n + channel * x_stride_c
+    n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
+    channel = k * G
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
+    o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    x_ptr += o_x
     if dy_ptr is not None:
-        dy_ptr += n * dy_stride_n + channel * dy_stride_c
+        dy_ptr += o_dy
     if d_attention_ptr is not None:
         d_attention_ptr += slab.to(tl.int64) * HW
     z_ptr += slab.to(tl.int64) * HW
@@ -221,11 +89,9 @@ def norm_reduce_kernel(
     rstd = tl.load(second_ptr + 3 * num_splits + k)
     p_begin = part * chunk
     p_end = tl.minimum(p_begin + chunk, HW)
-    # what it returns is of z without its norm, and not used
     attention_gradient(
-        dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, da_ptr, p_begin, p_end, W, G,
-        dy_stride_c, dy_stride_h, dy_stride_w, x_stride_c, x_stride_h, x_stride_w,
-        BLOCK_P, BLOCK_K, False, FLAT, FLAT_DY, WIDE,
+        dy_ptr, d_attention_ptr, x_ptr, z_ptr, None, da_ptr, p_begin, p_end, W, G,
+        dy_strides, x_strides, BLOCK_P, BLOCK_K, RELU_Z, FLAT, FLAT_DY, WIDE,
     )  # fmt: skip
     tl.debug_barrier()  # dA is written before it is read
     sums_ptr += (k.to(tl.int64) * 5 * images + n) * chunks + part
@@ -250,7 +116,7 @@ def norm_march_kernel(
     dbeta2_ptr,  # [g] or None
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: S2 [C], or dscale; S1 [C], or dshift where shift is given; dv [C]
-    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: dz, and A if dy is given, with a border as in `routing`
+    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: dz, and A if dy is given, bordered: `maxpool_backward`
     H,
     W,
     C,
@@ -293,19 +159,12 @@ def norm_march_kernel(
 ):
     """Second pass, grid (N * num_splits, strips): dgamma2, dbeta2, partial sums, dx or in its place scale * du."""
     slab, part = mirrored_program()  # x is still in L2 where the first pass ended; the third begins where this one ends
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
-    dy_stride_n, dy_stride_c, dy_stride_w = aligned_strides(
-        dy_stride_n, dy_stride_c, dy_stride_w, CHANNELS_LAST, VEC_DY
-    )
-    # without this the stores of dx would have a layout of their own, and barriers in the march
-    dx_stride_n, dx_stride_c, dx_stride_w = aligned_strides(dx_stride_n, dx_stride_c, dx_stride_w, CHANNELS_LAST, VEC)
+    n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
+    channel = k * G
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
+    o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    # with VEC, else the stores of dx would have a layout of their own, and barriers in the march
+    o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, VEC)
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     sums_ptr += k.to(tl.int64) * 5 * images * chunks
     mean_dl = tl.full([], 0.0, dtype)
@@ -334,18 +193,21 @@ def norm_march_kernel(
     a_ptr = None
     if dy_ptr is not None:
         a_ptr = dz_ptr + (strip_rows + 4) * pitch
-    norm_logit_gradient(
-        z_ptr + slab.to(tl.int64) * HW, da_ptr + slab.to(tl.int64) * HW, tl.load(lse_ptr + slab),
-        tl.load(second_ptr + k), tl.load(second_ptr + num_splits + k), tl.load(second_ptr + 2 * num_splits + k),
-        tl.load(second_ptr + 3 * num_splits + k), total, mean_dl, mean_dl_zhat, a_ptr, dz_ptr,
-        r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z, BATCH_Z,
+    gain = tl.load(second_ptr + k)
+    batch = None
+    if BATCH_Z:
+        batch = (
+            tl.load(second_ptr + 2 * num_splits + k), tl.load(second_ptr + 3 * num_splits + k), mean_dl, mean_dl_zhat,
+        )  # fmt: skip
+    logit_gradient(
+        z_ptr + slab.to(tl.int64) * HW, da_ptr + slab.to(tl.int64) * HW, tl.load(lse_ptr + slab), total, a_ptr, dz_ptr,
+        r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z, gain, tl.load(second_ptr + num_splits + k), batch,
     )  # fmt: skip
     tl.debug_barrier()  # A and dz are written before they are read
-    channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    x_ptr += o_x
     if dy_ptr is not None:
-        dy_ptr += n * dy_stride_n + channel.to(tl.int64) * dy_stride_c
-    dx_ptr += n * dx_stride_n + channel.to(tl.int64) * dx_stride_c
+        dy_ptr += o_dy
+    dx_ptr += o_dx
     partials_ptr += (n * strips + part) * width + channel
     dshift_ptr = None
     if shift_ptr is not None:
@@ -357,8 +219,7 @@ def norm_march_kernel(
     input_gradient(
         dy_ptr, x_ptr, scale_ptr + channel, shift_ptr, centre_ptr, v_ptr + channel, a_ptr, dz_ptr, dx_ptr,
         partials_ptr + (width - C), partials_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch,
-        dy_stride_c, dy_stride_h, dy_stride_w, x_stride_c, x_stride_h, x_stride_w,
-        dx_stride_c, dx_stride_h, dx_stride_w, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
+        dy_strides, x_strides, dx_strides, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
     )  # fmt: skip
 
 
@@ -411,28 +272,20 @@ def norm_complete_kernel(
     """Third pass, grid (N * num_splits, chunks): dx, and the gradients of the depthwise half's parameters and of v."""
     slab = tl.program_id(0)
     part = tl.program_id(1)
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
-    dx_stride_n, dx_stride_c, dx_stride_w = aligned_strides(dx_stride_n, dx_stride_c, dx_stride_w, CHANNELS_LAST, VEC)
-    dy_stride_n, dy_stride_c, dy_stride_w = aligned_strides(
-        dy_stride_n, dy_stride_c, dy_stride_w, CHANNELS_LAST, VEC_DY
-    )
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
     channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
-    dx_ptr += n * dx_stride_n + channel.to(tl.int64) * dx_stride_c
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
+    o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, VEC)
+    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    x_ptr += o_x
+    dx_ptr += o_dx
     z_ptr += slab.to(tl.int64) * HW
     lse = tl.load(lse_ptr + slab)
     gain = tl.load(second_ptr + k)
     offset = tl.load(second_ptr + num_splits + k)
     if dy_ptr is not None:
-        dy_ptr += n * dy_stride_n + channel.to(tl.int64) * dy_stride_c
+        dy_ptr += o_dy
     first_ptr += channel
     sums_ptr += channel
     summed_ptr += channel
@@ -465,16 +318,16 @@ def norm_complete_kernel(
             p = p0 + tl.arange(0, BLOCK_P)
             m_p = p < p_end
             m_x = m_c[:, None] & m_p[None, :]
-            o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)[None, :]
-            o_pdx = pixel_offset(widen(p, WIDE), W, dx_stride_h, dx_stride_w, FLAT)[None, :]
-            x = tl.load(x_ptr + (o_c * x_stride_c + o_px), mask=m_x, other=0.0).to(dtype)
-            o_dx = o_c * dx_stride_c + o_pdx
-            dx = tl.load(dx_ptr + o_dx, mask=m_x, other=0.0).to(dtype)
+            o_px = pixel_offset(widen(p, WIDE), W, x_strides, FLAT)[None, :]
+            o_pdx = pixel_offset(widen(p, WIDE), W, dx_strides, FLAT)[None, :]
+            x = tl.load(x_ptr + (o_c * x_strides[0] + o_px), mask=m_x, other=0.0).to(dtype)
+            o_tile = o_c * dx_strides[0] + o_pdx
+            dx = tl.load(dx_ptr + o_tile, mask=m_x, other=0.0).to(dtype)
             dx = dx - k0 - k1 * (x - mean)
             if dy_ptr is not None:
-                o_pd = pixel_offset(widen(p, WIDE), W, dy_stride_h, dy_stride_w, FLAT_DY)[None, :]
-                dy = tl.load(dy_ptr + (o_c * dy_stride_c + o_pd), mask=m_x, other=0.0).to(dtype)
+                o_pd = pixel_offset(widen(p, WIDE), W, dy_strides, FLAT_DY)[None, :]
+                dy = tl.load(dy_ptr + (o_c * dy_strides[0] + o_pd), mask=m_x, other=0.0).to(dtype)
                 z = tl.load(z_ptr + p, mask=m_p, other=0.0)
                 a = tl.exp(relu(gain * z + offset, RELU_Z) - lse)[None, :]
                 dx += dy + a * dy
-            tl.store(dx_ptr + o_dx, dx.to(dx_ptr.dtype.element_ty), mask=m_x)
+            tl.store(dx_ptr + o_tile, dx.to(dx_ptr.dtype.element_ty), mask=m_x)

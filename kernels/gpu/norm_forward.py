@@ -1,4 +1,4 @@
-"""Forward kernels with BatchNorm before the activations: of this batch's statistics, or folded from the running ones.
+"""The forward of the form with BatchNorm on the statistics of this batch. Serves `norm_backend.norm_forward`.
 
     mu[c], var[c]     of x over all images and pixels;   r1 = 1 / sqrt(dw^2 var + eps1)
     scale             = gamma1 * dw * r1,                shift = beta1 - scale * mu
@@ -8,18 +8,28 @@
     A                 = softmax of act_z(gain * z + offset);   lse = log sum exp act_z(gain * z + offset)
     y[c,p]            = x[c,p] + A[p] * x[c,p]
 
-A bias before a norm cancels: only the running mean sees it. Three launches, because each of the two statistics is of
-all images: partial moments of x (`moments`); z, and its partial moments; y. A program begins by combining the partial
-moments of its own subspace, every program of a subspace in the same order and so to the same bits.
+A bias before a norm cancels; only the running mean sees it. Each of the two statistics is of all images, so there are
+three launches:
+
+    moments_kernel       partial moments of x                                             device/moments.py
+    norm_logits_kernel   scale and shift; z, a program per strip of rows of a slab        device/march_logits.py
+                         partial moments of z
+    norm_apply_kernel    gain and offset; the softmax, of which every program reads the
+                         whole map; y, a program per chunk of pixels of a slab            device/reweight.py
+
+A program begins by combining the partial moments of its own subspace. All programs of a subspace do so in the same
+order, and so get the same bits. Lanes are then channels (BLOCK_M) and parts (BLOCK_PARTS).
 """
 
 import triton
 import triton.language as tl
 
+from .device.march_logits import strip_logits
 from .device.moments import combine_moments, map_moments
-from .device.primitives import aligned, aligned_strides, mirrored_program, relu
+from .device.primitives import mirrored_program
 from .device.reweight import reweight
-from .forward import finite, slab_forward, strip_logits
+from .device.slab import slab_of, slab_place
+from .device.softmax import map_softmax
 
 
 @triton.jit
@@ -136,16 +146,10 @@ def norm_logits_kernel(
 ):
     """z and its moments; grid (N * num_splits, strips)."""
     slab, part = mirrored_program()  # x is still in L2 where its moments were computed last
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
+    n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
     channel = k * G
-    x_ptr += n * x_stride_n + channel.to(tl.int64) * x_stride_c
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
+    x_ptr += o_x
     z_ptr += slab.to(tl.int64) * HW
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     scale_ptr = dw_ptr
@@ -168,7 +172,7 @@ def norm_logits_kernel(
     b = tl.full([], 0.0, dtype)
     for r0 in range(r_begin, r_end, ROWS):
         strip_logits(
-            x_ptr, scale_ptr, shift_ptr, pw_ptr, b, z_ptr, r0, H, W, G, x_stride_c, x_stride_h, x_stride_w,
+            x_ptr, scale_ptr, shift_ptr, pw_ptr, b, z_ptr, r0, H, W, G, x_strides,
             ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN, RELU_U, False, EVEN_C, WIDE, STATS=False,
         )  # fmt: skip
     if z_moments_ptr is not None:
@@ -179,25 +183,6 @@ def norm_logits_kernel(
         tl.store(z_moments_ptr + o_k, count)
         tl.store(z_moments_ptr + num_splits + o_k, mean)
         tl.store(z_moments_ptr + 2 * num_splits + o_k, m2)
-
-
-@triton.jit
-def map_softmax(z_ptr, gain, offset, HW, BLOCK_Z: tl.constexpr, RELU_Z: tl.constexpr):
-    """(max, sum of exp) of act_z(gain * z + offset) over a map; z_ptr [H*W]."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    lane = tl.arange(0, BLOCK_Z)
-    most = tl.full([BLOCK_Z], float("-inf"), dtype)
-    for p0 in range(0, HW, BLOCK_Z):
-        p = p0 + lane
-        z = tl.load(z_ptr + p, mask=p < HW, other=0.0)
-        most = tl.maximum(most, tl.where(p < HW, relu(gain * z + offset, RELU_Z), float("-inf")))
-    m = tl.max(most, 0)
-    total = tl.zeros([BLOCK_Z], dtype)
-    for p0 in range(0, HW, BLOCK_Z):
-        p = p0 + lane
-        z = tl.load(z_ptr + p, mask=p < HW, other=0.0)
-        total += tl.exp(tl.where(p < HW, relu(gain * z + offset, RELU_Z), float("-inf")) - finite(m))
-    return m, tl.sum(total, 0)
 
 
 @triton.jit
@@ -245,16 +230,10 @@ def norm_apply_kernel(
     """y, A and lse; grid (N * num_splits, chunks)."""
     slab = tl.program_id(0)  # the logits were computed in the opposite order: x is still in L2 here
     part = tl.program_id(1)
-    n = (slab // num_splits).to(tl.int64)
-    k = slab % num_splits
-    HW = H * W
-    if CHANNELS_LAST:
-        G = aligned(G, VEC)
-    else:
-        HW = aligned(HW, VEC)
-    x_stride_n, x_stride_c, x_stride_w = aligned_strides(x_stride_n, x_stride_c, x_stride_w, CHANNELS_LAST, VEC)
-    y_stride_n, y_stride_c, y_stride_w = aligned_strides(y_stride_n, y_stride_c, y_stride_w, CHANNELS_LAST, VEC)
+    n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
     channel = k * G
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC, RUN)
+    o_y, y_strides = slab_of(n, channel, y_stride_n, y_stride_c, y_stride_h, y_stride_w, CHANNELS_LAST, VEC, RUN)
     z_ptr += slab.to(tl.int64) * HW
     dtype: tl.constexpr = z_ptr.dtype.element_ty
 
@@ -290,116 +269,10 @@ def norm_apply_kernel(
     m, s = map_softmax(z_ptr, gain, offset, HW, BLOCK_Z, RELU_Z)
     if part == 0:
         tl.store(lse_ptr + slab, m + tl.log(s))
-    x_ptr += aligned(n * x_stride_n + channel.to(tl.int64) * x_stride_c, RUN)
-    y_ptr += aligned(n * y_stride_n + channel.to(tl.int64) * y_stride_c, RUN)
     if a_ptr is not None:
         a_ptr += slab.to(tl.int64) * HW
     p_begin = part * chunk
     reweight(
-        x_ptr, y_ptr, a_ptr, z_ptr, m, s, p_begin, tl.minimum(p_begin + chunk, HW), W, G,
-        x_stride_c, x_stride_h, x_stride_w, y_stride_c, y_stride_h, y_stride_w,
-        BLOCK_P, BLOCK_K, RELU_Z, FLAT, CYCLE, RUN, WIDE, gain, offset,
-    )  # fmt: skip
-
-
-@triton.jit
-def folded_kernel(
-    x_ptr,  # [N, C, H, W]
-    dw_ptr,  # [C]; None: x itself is pooled
-    dw_bias_ptr,  # [C] or None
-    gamma1_ptr,  # [C]; None: no norm
-    beta1_ptr,  # [C] or None
-    mean1_ptr,  # [C] or None
-    var1_ptr,  # [C] or None
-    pw_ptr,  # [C]
-    pw_bias_ptr,  # [g] or None
-    gamma2_ptr,  # [g]
-    beta2_ptr,  # [g] or None
-    mean2_ptr,  # [g]
-    var2_ptr,  # [g]
-    folded_ptr,  # [3, C], scratch: scale, shift, v
-    y_ptr,  # the rest as in `forward_kernel`
-    a_ptr,
-    z_ptr,
-    stats_ptr,
-    H,
-    W,
-    G,
-    num_splits,
-    strips,
-    strip_rows,
-    chunk,
-    x_stride_n,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    y_stride_n,
-    y_stride_c,
-    y_stride_h,
-    y_stride_w,
-    EPS1: tl.constexpr,
-    EPS2: tl.constexpr,
-    BLOCK_M: tl.constexpr,  # channels of a tile of the parameters
-    LOGITS: tl.constexpr,
-    APPLY: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    RELU_U: tl.constexpr,
-    RELU_Z: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    FLAT: tl.constexpr,
-    CYCLE: tl.constexpr,
-    RUN: tl.constexpr,
-    VEC: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """`forward_kernel`, its parameters made of those of both norms; the same grid.
-
-    scale = gamma1 * dw / sqrt(var1 + eps1),   shift = gamma1 * (dw_bias - mean1) / sqrt(var1 + eps1) + beta1
-    v     = gamma2 * pw / sqrt(var2 + eps2),   b     = gamma2 * (pw_bias - mean2) / sqrt(var2 + eps2) + beta2
-    """
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    b = tl.full([], 0.0, dtype)
-    C = num_splits * G
-    shift_ptr = folded_ptr + C
-    if LOGITS:
-        k = tl.program_id(0) % num_splits
-        factor2 = tl.load(gamma2_ptr + k).to(dtype) / tl.sqrt(tl.load(var2_ptr + k).to(dtype) + EPS2)
-        if pw_bias_ptr is not None:
-            b += tl.load(pw_bias_ptr + k).to(dtype)
-        b = factor2 * (b - tl.load(mean2_ptr + k).to(dtype))
-        if beta2_ptr is not None:
-            b += tl.load(beta2_ptr + k).to(dtype)
-        for c0 in range(0, G, BLOCK_M):
-            o_c = c0 + tl.arange(0, BLOCK_M)
-            m_c = o_c < G
-            c = k * G + o_c
-            scale = tl.full([BLOCK_M], 1.0, dtype)
-            shift = tl.zeros([BLOCK_M], dtype)
-            if dw_ptr is not None:
-                scale = tl.load(dw_ptr + c, mask=m_c, other=0.0).to(dtype)
-                if dw_bias_ptr is not None:
-                    shift = tl.load(dw_bias_ptr + c, mask=m_c, other=0.0).to(dtype)
-                if gamma1_ptr is not None:
-                    var1 = tl.load(var1_ptr + c, mask=m_c, other=1.0).to(dtype)
-                    factor1 = tl.load(gamma1_ptr + c, mask=m_c, other=0.0).to(dtype) / tl.sqrt(var1 + EPS1)
-                    scale *= factor1
-                    shift = factor1 * (shift - tl.load(mean1_ptr + c, mask=m_c, other=0.0).to(dtype))
-                    if beta1_ptr is not None:
-                        shift += tl.load(beta1_ptr + c, mask=m_c, other=0.0).to(dtype)
-            tl.store(folded_ptr + c, scale, mask=m_c)
-            tl.store(shift_ptr + c, shift, mask=m_c)
-            tl.store(shift_ptr + C + c, factor2 * tl.load(pw_ptr + c, mask=m_c, other=0.0).to(dtype), mask=m_c)
-        tl.debug_barrier()  # written before they are read; every program of a subspace writes the same bits
-    slab_forward(
-        x_ptr, folded_ptr, shift_ptr, shift_ptr + C, b, y_ptr, a_ptr, z_ptr, None, stats_ptr,
-        H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-        y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
-        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE,
+        x_ptr + o_x, y_ptr + o_y, a_ptr, z_ptr, m, s, p_begin, tl.minimum(p_begin + chunk, HW), W, G,
+        x_strides, y_strides, BLOCK_P, BLOCK_K, RELU_Z, FLAT, CYCLE, RUN, WIDE, gain, offset,
     )  # fmt: skip

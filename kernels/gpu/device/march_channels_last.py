@@ -64,7 +64,7 @@ def collect(xs, ts, first, J: tl.constexpr, COLUMNS: tl.constexpr, HALO: tl.cons
 def march_columns(
     dy_ptr,  # or None
     x_ptr,
-    a_ptr,  # A and dl with a border, as in `routing`
+    a_ptr,  # A and dl with a border, as in `maxpool_backward`
     dl_ptr,
     dx_ptr,
     c,  # [BLOCK_C]
@@ -79,15 +79,9 @@ def march_columns(
     W,
     G,
     pitch,
-    dy_stride_c,
-    dy_stride_h,
-    dy_stride_w,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    dx_stride_c,
-    dx_stride_h,
-    dx_stride_w,
+    dy_strides,  # (c, h, w)
+    x_strides,
+    dx_strides,
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -99,6 +93,9 @@ def march_columns(
 ):
     """Writes dx of rows r_begin .. r_end - 1 of channels c; returns the sums of t * x and of t [BLOCK_C]."""
     dtype: tl.constexpr = dl_ptr.dtype.element_ty
+    dy_stride_c, dy_stride_h, dy_stride_w = dy_strides
+    x_stride_c, x_stride_h, x_stride_w = x_strides
+    dx_stride_c, dx_stride_h, dx_stride_w = dx_strides
     m_c = (c < G)[:, None]
     o_c = widen(c, WIDE)[:, None]
     sum_tx = tl.zeros([BLOCK_C, BLOCK_W], dtype)

@@ -31,7 +31,7 @@ def load_row(row_ptr, o_left, o_x, o_right, inside, sign, m_c, EVEN_C: tl.conste
 def march_lanes(
     dy_ptr,  # or None
     x_ptr,
-    a_ptr,  # A and dl with a border, as in `routing`
+    a_ptr,  # A and dl with a border, as in `maxpool_backward`
     dl_ptr,
     dx_ptr,
     c,  # [BLOCK_C]
@@ -46,15 +46,9 @@ def march_lanes(
     W,
     G,
     pitch,
-    dy_stride_c,
-    dy_stride_h,
-    dy_stride_w,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    dx_stride_c,
-    dx_stride_h,
-    dx_stride_w,
+    dy_strides,  # (c, h, w)
+    x_strides,
+    dx_strides,
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -65,6 +59,9 @@ def march_lanes(
 ):
     """Writes dx of rows r_begin .. r_end - 1 of channels c; returns the sums of t * x and of t [BLOCK_C]."""
     dtype: tl.constexpr = dl_ptr.dtype.element_ty
+    dy_stride_c, dy_stride_h, dy_stride_w = dy_strides
+    x_stride_c, x_stride_h, x_stride_w = x_strides
+    dx_stride_c, dx_stride_h, dx_stride_w = dx_strides
     border: tl.constexpr = 1 if HALO else 0
     m_c = (c < G)[:, None]
     o_c = widen(c, WIDE)[:, None]

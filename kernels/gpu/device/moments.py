@@ -1,11 +1,14 @@
 """Moments of numbers: their count n, mean, and M2 = sum of squared deviations from it. The variance is M2 / n.
 
+`moments_kernel` serves `norm_backend.moments` and is the first launch of `norm_backend.norm_forward`. The other two
+launches use the helpers.
+
     one more number x    d = x - mean;   mean += d / n;   M2 += d * (x - mean)                              (Welford)
     several parts        mean = mean_0 + sum n_i (mean_i - mean_0) / n
                          M2   = sum M2_i + sum n_i (mean_i - mean)^2                                          (Chan)
 
-Nowhere are large numbers subtracted whose difference is small: a mean of 1000 costs no digit of a variance of 1, and
-M2 of equal numbers is exactly 0. Each lane is a part: it sees its own numbers in a fixed order.
+Large numbers whose difference is small are never subtracted: a mean of 1000 costs no digit of a variance of 1, and M2
+of equal numbers is exactly 0. Each lane is a part of its own and sees its numbers in a fixed order.
 """
 
 import triton
@@ -130,7 +133,7 @@ def moments_kernel(
     for i0 in range(begin, end, BLOCK_P):
         i = widen(i0 + tl.arange(0, BLOCK_P), WIDE)  # image * H * W + pixel
         m_i = (i < end)[None, :]
-        o_i = (i // HW).to(tl.int64) * x_stride_n + pixel_offset(i % HW, W, x_stride_h, x_stride_w, FLAT)
+        o_i = (i // HW).to(tl.int64) * x_stride_n + pixel_offset(i % HW, W, (x_stride_c, x_stride_h, x_stride_w), FLAT)
         x = tl.load(x_ptr + (o_c + o_i[None, :]), mask=m_c[:, None] & m_i, other=0.0).to(dtype)
         n += 1
         mean, m2 = absorb(mean, m2, x, n, m_i)

@@ -1,6 +1,6 @@
-"""What the forward and the backward kernels share: where elements lie, and how x is read for pooling.
+"""What all kernels share: where elements lie, and how x is read for pooling.
 
-Names: `o_` an offset in elements, `m_` a mask; x_ptr and other slab pointers already point at their image and subspace.
+Names: `o_` an offset in elements, `m_` a mask; in helpers x_ptr and its like already point at their slab.
 
 The affine map, ReLU and a positive scale commute with the maximum, a negative scale turns it into a minimum. So the
 kernels pool sign(scale) * x, exactly and in x's own type, and apply |scale|, shift and ReLU once, afterwards:
@@ -56,8 +56,9 @@ def load_channel(p_ptr, o_c, G, dtype: tl.constexpr):
 
 
 @triton.jit
-def pixel_offset(p, W, stride_h, stride_w, FLAT: tl.constexpr):
-    """Offset of pixel p = row * W + column; FLAT where one stride serves all pixels."""
+def pixel_offset(p, W, strides, FLAT: tl.constexpr):
+    """Offset of pixel p = row * W + column, given strides (c, h, w); FLAT where one stride serves all pixels."""
+    _, stride_h, stride_w = strides
     if FLAT:
         return p * stride_w
     else:

@@ -1,23 +1,17 @@
-"""The second sweep over x: y[c,p] = x[c,p] + A[p] * x[c,p], A the softmax of the logits.
+"""The second sweep of the forward over x, for both forms: y[c,p] = x[c,p] + A[p] * x[c,p].
+
+A tile is [BLOCK_K, BLOCK_P] (channels, pixels); A of its pixels serves all channels.
 
 Where the channels of a map are contiguous and H*W is odd, say, runs of 16 bytes begin at another pixel in every
-channel. But after CYCLE channels they begin at the same pixels again: so a contiguous slab [G, H*W] is swept as
+channel. But after CYCLE channels they begin at the same pixels again. So a contiguous slab [G, H*W] is swept as
 [G / CYCLE, runs, RUN], and A of a run's pixels serves all G / CYCLE of them.
 """
 
 import triton
 import triton.language as tl
 
-from .primitives import aligned, pixel_offset, relu, widen
-
-
-@triton.jit
-def attention(z_ptr, p, m_p, m, s, RELU_Z: tl.constexpr, gain, offset):
-    """A of pixels p, given the softmax's (max, sum of exp); with a gain that of act_z(gain * z + offset)."""
-    z = tl.load(z_ptr + p, mask=m_p, other=float("-inf"))
-    if gain is not None:
-        z = tl.where(m_p, gain * z + offset, float("-inf"))
-    return tl.exp(relu(z, RELU_Z) - m) / s
+from .primitives import aligned, pixel_offset, widen
+from .softmax import attention
 
 
 @triton.jit
@@ -40,12 +34,8 @@ def reweight(
     p_end,
     W,
     G,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    y_stride_c,
-    y_stride_h,
-    y_stride_w,
+    x_strides,  # (c, h, w)
+    y_strides,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RELU_Z: tl.constexpr,
@@ -66,14 +56,14 @@ def reweight(
             if a_ptr is not None:
                 tl.store(a_ptr + p, a, mask=m_p)
             if CYCLE == 1:
-                o_px = pixel_offset(widen(p, WIDE), W, x_stride_h, x_stride_w, FLAT)[None, :]
-                o_py = pixel_offset(widen(p, WIDE), W, y_stride_h, y_stride_w, FLAT)[None, :]
+                o_px = pixel_offset(widen(p, WIDE), W, x_strides, FLAT)[None, :]
+                o_py = pixel_offset(widen(p, WIDE), W, y_strides, FLAT)[None, :]
                 for c0 in range(0, G, BLOCK_K):
                     c = c0 + tl.arange(0, BLOCK_K)
                     m_x = (c < G)[:, None] & m_p[None, :]
                     o_c = widen(c, WIDE)[:, None]
-                    o_x = o_c * x_stride_c + o_px
-                    o_y = o_c * y_stride_c + o_py
+                    o_x = o_c * x_strides[0] + o_px
+                    o_y = o_c * y_strides[0] + o_py
                     reweighted(x_ptr + o_x, y_ptr + o_y, a[None, :], m_x, dtype)
     if CYCLE > 1:
         GROUPS: tl.constexpr = max(BLOCK_K // RUN, 1)

@@ -3,15 +3,16 @@
 A slab is one subspace of one image, G*H*W elements. Two regimes:
 
     slab   one program per slab: logits row strip by row strip, then the second sweep over the same slab from cache
-    split  two launches: strips of rows first exchange (max, sum) through memory, then apply; for slabs too large for a
-           program's share of the cache, or too few to fill the GPU
+    split  two launches, in which a slab has several programs: what one launch finds for its part, such as (max, sum of
+           exp), goes to the next through memory. For slabs too large for a program's share of the cache, or too few to
+           fill the GPU
 """
 
 import dataclasses
 
 ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
-COLUMNS = 7  # at most, that a lane of the backward's march in channels_last holds: MobileNet maps are 7 * 2^k wide
+STRIP_COLUMNS = 7  # at most, in the backward of channels_last: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
 SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
 PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
@@ -69,8 +70,9 @@ def _forward_tiles(
     num_sms: int,
     num_warps: int | None = None,
 ) -> LaunchConfig:
-    # 7 rows of sums per element. Twice as many per lane spill in channels_last: float32 on sm_100. Left to itself the
-    # assembler aims at 168 registers, and spills a few to get there; where a warp spans a row there is no need to.
+    # Every element of a tile takes 7 sums, one for each row of a strip. Twice as many elements per lane spill in
+    # channels_last: float32 on sm_100. Without a limit the assembler aims at 168 registers, and spills a few to get
+    # there. So it is given 255, but where a warp spans a row, 168 suffice.
     w = shape[3]
     columns = 1 if channels_last or itemsize == 8 else min(w & -w, 4)
     per_lane = 4 if itemsize == 2 or columns == 4 else 2
@@ -111,19 +113,19 @@ def _with_columns(
 ) -> LaunchConfig:
     """The tile of `march_columns`: channels first, so that accesses are long, then strips of a row.
 
-    A column takes 8 registers from row to row for each channel of a lane. So a lane has one channel and 7 columns, but
-    in 16 bits, where two channels make accesses of 4 bytes, two channels and 4 columns; or 7, where they are the row,
-    so that nothing beyond them is held, and are compared in 16 bits.
+    A lane holds 8 registers from row to row for each of its columns and channels. So it has one channel and 7 columns.
+    In 16 bits it has two channels, which makes accesses of 4 bytes, and 4 columns; or 7 columns, where these are the
+    whole row, so that nothing beyond them is held, and are compared in 16 bits.
     """
     _, c, _, w = shape
     group = c // num_splits
     lanes = 32 * config.num_warps
     if itemsize == 8:
         return dataclasses.replace(config, block_w=8, strip_columns=2, block_c=lanes // 8)
-    elements, most = lanes, COLUMNS
-    if itemsize == 2 and w <= COLUMNS and compared == 2 and group >= 2 * lanes:
+    elements, most = lanes, STRIP_COLUMNS
+    if itemsize == 2 and w <= STRIP_COLUMNS and compared == 2 and group >= 2 * lanes:
         elements = 2 * lanes
-    elif itemsize == 2 and w > COLUMNS and next_power_of_2(group) * next_power_of_2(cdiv(w, 4)) >= 2 * lanes:
+    elif itemsize == 2 and w > STRIP_COLUMNS and next_power_of_2(group) * next_power_of_2(cdiv(w, 4)) >= 2 * lanes:
         if compared == 2 or group % min(next_power_of_2(group), 2 * lanes) == 0:  # else bfloat16 spills
             elements, most = 2 * lanes, 4
     block_c = min(next_power_of_2(group), elements)
@@ -275,5 +277,13 @@ def cdiv(a: int, b: int) -> int:
 
 
 def chunk_pixels(w: int, config: LaunchConfig) -> int:
-    """Pixels per program of the second launch: about a strip, in whole tiles, so that accesses stay aligned."""
+    """Pixels per program of a launch that sweeps: about a strip, in whole tiles, so that accesses stay aligned."""
     return cdiv(max(config.strip_rows, 1) * w, config.block_p) * config.block_p
+
+
+def pass_pixels(h: int, w: int, slabs: int, config: LaunchConfig, num_sms: int) -> int:
+    """Likewise in the flat passes of the backward with BatchNorm: about as many strips as fill the GPU."""
+    strip_rows = config.strip_rows or ROWS
+    wanted = cdiv(config.flat_programs * num_sms, slabs)  # programs per slab
+    rows = max(cdiv(h, strip_rows) // wanted, 1) * strip_rows
+    return cdiv(rows * w, config.block_p) * config.block_p

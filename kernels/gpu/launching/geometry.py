@@ -1,33 +1,116 @@
-"""How tensors lie in memory, as launches need to know it, and on which device they are."""
+"""How the tensors of a call lie in memory, how its configuration cuts them, and what kernels are told of both.
+
+Names in capitals are constants of kernels, which say what they mean.
+"""
 
 import contextlib
+import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .config import LaunchConfig, has_halo
+from .config import LaunchConfig, MomentsConfig, border_pitch, cdiv, chunk_pixels, has_halo
 
 
-def tiles(config: LaunchConfig, group: int) -> dict[str, int]:
-    """A configuration as constants of a kernel for G = group, and what it asks of the compiler."""
-    options = {
-        "BLOCK_C": config.block_c,
-        "BLOCK_W": config.block_w,
-        "BLOCK_P": config.block_p,
-        "BLOCK_K": config.block_k,
-        "EVEN_C": group % config.block_c == 0,
-        "num_warps": config.num_warps,
-    }
+class Access(NamedTuple):
+    """How pixels of some tensors are reached."""
+
+    flat: bool  # FLAT: in each of them one stride serves all pixels of a map
+    vec: int  # VEC: divides strides, and H*W, or in channels_last the channels of a subspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Of a call: x [N, C, H, W] in num_splits subspaces, cut as the configuration says."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    num_splits: int
+    channels_last: bool
+    wide: bool  # WIDE: offsets inside an image need int64, in one of the call's tensors
+    config: LaunchConfig
+    chunk: int  # pixels per program of a launch that sweeps over pixels; not used in the slab regime
+
+    @property
+    def group(self) -> int:
+        """G: channels of a subspace."""
+        return self.c // self.num_splits
+
+    @property
+    def slabs(self) -> int:
+        return self.n * self.num_splits
+
+    @property
+    def strip_rows(self) -> int:
+        """Rows per program of a launch that marches over rows."""
+        return self.config.strip_rows or self.h
+
+    @property
+    def strips(self) -> int:
+        return cdiv(self.h, self.strip_rows) if self.config.split else 1
+
+    @property
+    def chunks(self) -> int:
+        return cdiv(self.h * self.w, self.chunk)
+
+    @property
+    def pitch(self) -> int:
+        """Columns of A and dl with a border, in the backward."""
+        return border_pitch(self.w, self.config, self.channels_last)
+
+    def access(self, *tensors: Tensor) -> Access:
+        """To tensors that a launch reaches by the same offsets or with the same width."""
+        flat = all(map(is_flat, tensors))
+        return Access(flat, vector_width(self.channels_last, self.group, *tensors) if flat else 1)
+
+
+def geometry_of(
+    num_splits: int,
+    config: LaunchConfig,
+    x: Tensor,
+    *others: Tensor,
+    chunk: int | None = None,  # None: about a strip
+) -> Geometry:
+    """Of a call with x and other tensors of its shape."""
+    n, c, h, w = x.shape
+    return Geometry(
+        n, c, h, w, num_splits,
+        channels_last=is_channels_last(x),
+        wide=any(map(is_wide, (x, *others))),
+        config=config,
+        chunk=chunk_pixels(w, config) if chunk is None else chunk,
+    )  # fmt: skip
+
+
+def march_tile(geometry: Geometry) -> dict[str, int]:
+    """The tile of a march over rows."""
+    config = geometry.config
+    return {"BLOCK_C": config.block_c, "BLOCK_W": config.block_w, "EVEN_C": geometry.group % config.block_c == 0}
+
+
+def backward_march_tile(geometry: Geometry) -> dict[str, int]:
+    """The tile of the backward's march, COLUMNS being those of a strip."""
+    config = geometry.config
+    halo = has_halo(geometry.w, config, geometry.channels_last)
+    return {**march_tile(geometry), "COLUMNS": config.strip_columns, "HALO": halo}
+
+
+def sweep_tile(config: LaunchConfig) -> dict[str, int]:
+    """The tile of a sweep over pixels."""
+    return {"BLOCK_P": config.block_p, "BLOCK_K": config.block_k}
+
+
+def compiler_options(config: LaunchConfig | MomentsConfig) -> dict[str, int]:
+    """What a configuration asks of the compiler."""
+    options = {"num_warps": config.num_warps}
     if torch.version.hip is None:  # AMD's compiler has no limit of registers
         options["maxnreg"] = config.max_registers
     return options
-
-
-def march_tile(config: LaunchConfig, w: int, channels_last: bool) -> dict[str, int]:
-    """What the march of the backward is told besides."""
-    return {"COLUMNS": config.strip_columns, "HALO": has_halo(w, config, channels_last)}
 
 
 def compared_size(dtype: torch.dtype) -> int:
@@ -103,3 +186,22 @@ def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 _NOTHING = contextlib.nullcontext()
+
+
+Allocation = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides, as `new_empty_strided` takes them: with a shape alone `new_empty` takes half as long again."""
+
+
+def contiguous(*shape: int) -> Allocation:
+    """Of a contiguous tensor."""
+    return shape, torch.empty(shape, device="meta").stride()
+
+
+def meta(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that lies so, without storage."""
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+
+
+def map_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which kernels compute, and write logits and maps, for x of this type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

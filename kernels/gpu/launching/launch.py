@@ -1,9 +1,10 @@
-"""A launch, all but its tensors; past Triton's binding of arguments, once Triton has done that for tensors like these.
+"""A kernel launch that lacks nothing but its tensors. From the second call on it skips Triton's binding of arguments.
 
-`JITFunction.run` looks at every argument in every call to find the compiled kernel that it found before: 10 to 25
-microseconds on a CPU for the 30 to 45 arguments of our kernels. What its choice depends on is known here: numbers and
-constants, which belong to the launch, and of every tensor whether it is there, its type, and whether its address is a
-multiple of 16. So the compiled kernel is kept, and called as `JITFunction.run` calls it: with the same arguments.
+`JITFunction.run` looks at every argument in every call to find the compiled kernel that it found before. For the 30 to
+45 arguments of our kernels that takes 10 to 25 microseconds on a CPU. All that its choice depends on is known here:
+numbers and constants, which belong to the launch, and of every tensor whether it is there, its type, and whether its
+address is a multiple of 16. So the compiled kernel is kept for tensors alike in that, and called as `JITFunction.run`
+calls it.
 """
 
 from typing import Any

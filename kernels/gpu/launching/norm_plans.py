@@ -1,4 +1,4 @@
-"""What calls with BatchNorm launch and allocate, but for their tensors; kept between calls, as in plans.py."""
+"""What a call with BatchNorm launches and allocates, but for its tensors; kept between calls, as in plans.py."""
 
 import dataclasses
 import functools
@@ -13,22 +13,26 @@ from ..norm_forward import norm_apply_kernel, norm_logits_kernel
 from . import config as configs
 from .config import ROWS, LaunchConfig, MomentsConfig, cdiv, next_power_of_2
 from .geometry import (
+    Allocation,
+    backward_march_tile,
     compared_size,
+    compiler_options,
+    contiguous,
+    geometry_of,
     is_channels_last,
     is_flat,
     is_wide,
+    map_dtype,
     march_tile,
+    meta,
     num_sms,
     run_cycle,
     runs,
-    tiles,
+    sweep_tile,
     vector_width,
 )
 from .launch import Launch
-from .plans import KEPT, Layout, layout, map_dtype, meta
-
-_MARCH_ONLY = ("BLOCK_C", "BLOCK_W", "EVEN_C")
-_FLAT_ONLY = ("BLOCK_P", "BLOCK_K")
+from .plans import KEPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class MomentsPlan:
     """Of `moments_kernel`."""
 
     launch: Launch
-    parts: Layout  # [P, 3, C]
+    parts: Allocation  # [P, 3, C]
     map_dtype: torch.dtype
 
 
@@ -56,20 +60,18 @@ def moments_plan(
         config = configs.moments_config((n, c, h, w), dtype.itemsize, channels_last, num_sms(device))
     flat = is_flat(x)
     constants = {
+        **compiler_options(config),
         "BLOCK_C": config.block_c,
         "BLOCK_P": config.block_p,
         "CHANNELS_LAST": channels_last,
         "FLAT": flat,
         "VEC": vector_width(channels_last, c, x) if flat else 1,
         "WIDE": is_wide(x) or n * h * w >= 2**30,
-        "num_warps": config.num_warps,
     }
-    if torch.version.hip is None:  # AMD's compiler has no limit of registers
-        constants["maxnreg"] = config.max_registers
     numbers = (n, c, h, w, config.part_pixels, *stride)
     return MomentsPlan(
         launch=Launch(moments_kernel, (cdiv(c, config.block_c), config.parts), numbers, constants),
-        parts=layout(config.parts, 3, c),
+        parts=contiguous(config.parts, 3, c),
         map_dtype=map_dtype(dtype),
     )
 
@@ -80,12 +82,12 @@ class NormForwardPlan:
 
     logits: Launch
     apply: Launch
-    z: Layout  # [N, g, H, W]
-    lse: Layout  # [N, g]
-    first: Layout  # [5, C]
-    second: Layout  # [6, g]
-    shift: Layout  # [C]
-    z_moments: Layout  # [N * strips, 3, g]
+    z: Allocation  # [N, g, H, W]
+    lse: Allocation  # [N, g]
+    first: Allocation  # [5, C]
+    second: Allocation  # [6, g]
+    shift: Allocation  # [C]
+    z_moments: Allocation  # [N * strips, 3, g]
     map_dtype: torch.dtype
 
 
@@ -103,28 +105,25 @@ def norm_forward_plan(
     """For x [N, C, H, W] of this shape, stride, type and device, not empty."""
     n, c, h, w = shape
     g = options.num_splits
-    group = c // g
     x = meta(shape, stride, dtype)
     y = torch.empty_like(x, dtype=options.out_dtype)
-    channels_last = is_channels_last(x)
     if config is None:
-        config = configs.norm_forward_config((n, c, h, w), g, dtype.itemsize, channels_last, num_sms(device))
-    strips, strip_rows, chunk = _cut(config, h, w)
-    if z_parts is None:
-        z_parts = n * strips
-    flat = is_flat(x) and is_flat(y)
+        config = configs.norm_forward_config((n, c, h, w), g, dtype.itemsize, is_channels_last(x), num_sms(device))
+    geometry = geometry_of(g, config, x, y, chunk=None if config.split else h * w)
+    group, slabs, strips = geometry.group, geometry.slabs, geometry.strips
+    access = geometry.access(x, y)
     block_m, block_parts = configs.combine_blocks(group, config.num_warps)
-    tile = tiles(config, group)
     shared: dict[str, Any] = {
+        **compiler_options(config),
         "BLOCK_Z": 128 * config.num_warps,
-        "CHANNELS_LAST": channels_last,
-        "VEC": vector_width(channels_last, group, x, y) if flat else 1,
-        "WIDE": is_wide(x) or is_wide(y),
+        "CHANNELS_LAST": geometry.channels_last,
+        "VEC": access.vec,
+        "WIDE": geometry.wide,
     }
     logits: dict[str, Any] = {
-        **{name: value for name, value in tile.items() if name not in _FLAT_ONLY},
-        **runs(x, config),
         **shared,
+        **march_tile(geometry),
+        **runs(x, config),
         "EPS": options.eps1,
         "ROWS": ROWS,
         "BLOCK_M": block_m,
@@ -132,24 +131,24 @@ def norm_forward_plan(
         "RELU_U": options.relu_u,
     }
     apply: dict[str, Any] = {
-        **{name: value for name, value in tile.items() if name not in _MARCH_ONLY},
-        **run_cycle(group, x, y, config),
         **shared,
+        **sweep_tile(config),
+        **run_cycle(group, x, y, config),
         "EPS": options.eps2,
         "RELU_Z": options.relu_z,
-        "FLAT": flat,
+        "FLAT": access.flat,
     }
-    logits_numbers = (x_parts, h, w, group, g, strips, strip_rows, *stride)
-    apply_numbers = (z_parts, h, w, group, g, chunk, *stride, *y.stride())
+    logits_numbers = (x_parts, h, w, group, g, strips, geometry.strip_rows, *stride)
+    apply_numbers = (n * strips if z_parts is None else z_parts, h, w, group, g, geometry.chunk, *stride, *y.stride())
     return NormForwardPlan(
-        logits=Launch(norm_logits_kernel, (n * g, strips), logits_numbers, logits),
-        apply=Launch(norm_apply_kernel, (n * g, cdiv(h * w, chunk)), apply_numbers, apply),
-        z=layout(n, g, h, w),
-        lse=layout(n, g),
-        first=layout(5, c),
-        second=layout(6, g),
-        shift=layout(c),
-        z_moments=layout(n * strips, 3, g),
+        logits=Launch(norm_logits_kernel, (slabs, strips), logits_numbers, logits),
+        apply=Launch(norm_apply_kernel, (slabs, geometry.chunks), apply_numbers, apply),
+        z=contiguous(n, g, h, w),
+        lse=contiguous(n, g),
+        first=contiguous(5, c),
+        second=contiguous(6, g),
+        shift=contiguous(c),
+        z_moments=contiguous(n * strips, 3, g),
         map_dtype=map_dtype(dtype),
     )
 
@@ -161,9 +160,9 @@ class NormBackwardPlan:
     reduce: Launch
     march: Launch
     complete: Launch | None  # where the depthwise norm takes its statistics from this batch
-    sums: Layout  # [g, 5, N, chunks]
-    partials: Layout  # [N, strips, width]
-    scratch: Layout  # [N, g, strips, 2, strip_rows + 4, pitch]
+    sums: Allocation  # [g, 5, N, chunks]
+    partials: Allocation  # [N, strips, width]
+    scratch: Allocation  # [N, g, strips, 2, strip_rows + 4, pitch]
     width: int
 
 
@@ -184,89 +183,63 @@ def norm_backward_plan(
 ) -> NormBackwardPlan:
     """For x [N, C, H, W] of this shape, stride, type and device, not empty."""
     n, c, h, w = shape
+    g, sms = options.num_splits, num_sms(device)
     x, dy = meta(shape, stride, dtype), meta(shape, dy_stride, dy_dtype)
     dx = torch.empty_like(x)
-    channels_last = is_channels_last(x)
-    num_splits = options.num_splits
-    size, slabs = c // num_splits, n * num_splits
     if config is None:
         config = configs.backward_config(
-            (n, c, h, w), num_splits, dtype.itemsize, channels_last, num_sms(device), compared_size(dtype)
+            (n, c, h, w), g, dtype.itemsize, is_channels_last(x), sms, compared_size(dtype)
         )
-    strip_rows = config.strip_rows or h
-    strips = cdiv(h, strip_rows)
-    pitch = configs.border_pitch(w, config, channels_last)
-    chunk = chunk_pixels(config, slabs, h, w, num_sms(device))
-    chunks = cdiv(h * w, chunk)
-    width = (3 if batch1 or has_beta1 else 2) * c
-    flat, flat_dy = is_flat(x), is_flat(dy)
-    flat_dx = flat and is_flat(dx)
-    vec = vector_width(channels_last, size, x) if flat else 1
-    vec_dx = vector_width(channels_last, size, x, dx) if flat_dx else 1
-    tile = tiles(config, size)
-    block_k = tile.pop("BLOCK_K")
-    common: dict[str, Any] = {
-        **{name: tile.pop(name) for name in ("BLOCK_P", "num_warps", "maxnreg") if name in tile},
+    geometry = geometry_of(g, config, x, dy, dx, chunk=configs.pass_pixels(h, w, n * g, config, sms))
+    access, access_dx, access_dy = geometry.access(x), geometry.access(x, dx), geometry.access(dy)
+    block_i = min(next_power_of_2(geometry.chunks), 32)
+    shared: dict[str, Any] = {
+        **compiler_options(config),
         "RELU_Z": options.relu_z,
-        "CHANNELS_LAST": channels_last,
-        "VEC_DY": vector_width(channels_last, size, dy) if flat_dy else 1,
-        "WIDE": is_wide(x) or is_wide(dy) or is_wide(dx),
+        "CHANNELS_LAST": geometry.channels_last,
+        "VEC_DY": access_dy.vec,
+        "WIDE": geometry.wide,
     }
-    block_i = min(next_power_of_2(chunks), 32)
-    reduce = {**common, "BLOCK_K": block_k, "FLAT": flat, "FLAT_DY": flat_dy, "VEC": vec}
+    reduce = {**shared, **sweep_tile(config), "FLAT": access.flat, "FLAT_DY": access_dy.flat, "VEC": access.vec}
     march = {
-        **common,
-        **tile,
-        **march_tile(config, w, channels_last),
+        **shared,
+        **backward_march_tile(geometry),
+        "BLOCK_P": config.block_p,
         "BLOCK_N": 32 * config.num_warps // block_i,
         "BLOCK_I": block_i,
         "RELU_U": options.relu_u,
         "BATCH_Z": batch2,
         "SUM_IMAGES": batch2 or has_beta2,
-        "VEC": vec_dx,
+        "VEC": access_dx.vec,
     }
     complete = {
-        **common,
-        **half_tile(config, channels_last),
+        **shared,
+        **_half_tile(config, geometry.channels_last),
         "EPS_1": options.eps1,
-        "FLAT": flat_dx,
-        "FLAT_DY": flat_dy,
-        "VEC": vec_dx,
+        "FLAT": access_dx.flat,
+        "FLAT_DY": access_dy.flat,
+        "VEC": access_dx.vec,
     }
-    strides = (*stride, *dx.stride())
-    reduce_numbers = (h, w, size, num_splits, n, chunks, chunk, *dy_stride, *stride)
-    march_numbers = (h, w, c, size, num_splits, n, strips, strip_rows, chunks, width, pitch, *dy_stride, *strides)
-    complete_numbers = (h, w, c, size, num_splits, chunk, *dy_stride, *strides)
+    slabs, group, strips, strip_rows = geometry.slabs, geometry.group, geometry.strips, geometry.strip_rows
+    chunk, chunks, pitch = geometry.chunk, geometry.chunks, geometry.pitch
+    width = (3 if batch1 or has_beta1 else 2) * c
+    strides = (*dy_stride, *stride, *dx.stride())
+    reduce_numbers = (h, w, group, g, n, chunks, chunk, *dy_stride, *stride)
+    march_numbers = (h, w, c, group, g, n, strips, strip_rows, chunks, width, pitch, *strides)
+    complete_numbers = (h, w, c, group, g, chunk, *strides)
     return NormBackwardPlan(
         reduce=Launch(norm_reduce_kernel, (slabs, chunks), reduce_numbers, reduce),
         march=Launch(norm_march_kernel, (slabs, strips), march_numbers, march),
         complete=Launch(norm_complete_kernel, (slabs, chunks), complete_numbers, complete) if batch1 else None,
-        sums=layout(num_splits, 5, n, chunks),
-        partials=layout(n, strips, width),
-        scratch=layout(n, num_splits, strips, 2, strip_rows + 4, pitch),
+        sums=contiguous(g, 5, n, chunks),
+        partials=contiguous(n, strips, width),
+        scratch=contiguous(n, g, strips, 2, strip_rows + 4, pitch),
         width=width,
     )
 
 
-def chunk_pixels(config: LaunchConfig, slabs: int, h: int, w: int, num_sms: int) -> int:
-    """Pixels per program of the flat passes: as many strips as fill the GPU, in whole tiles."""
-    strip_rows = config.strip_rows or ROWS
-    wanted = cdiv(config.flat_programs * num_sms, slabs)  # programs per slab
-    rows = max(cdiv(h, strip_rows) // wanted, 1) * strip_rows
-    return cdiv(rows * w, config.block_p) * config.block_p
-
-
-def half_tile(config: LaunchConfig, channels_last: bool) -> dict[str, int]:
-    """Half the flat tile, in runs of the same length: whole ones of three tensors spill where strides are odd."""
-    halves = (2, 1) if channels_last else (1, 2)
-    return {
-        name: max(size // half, 1)
-        for name, size, half in zip(("BLOCK_P", "BLOCK_K"), (config.block_p, config.block_k), halves, strict=True)
-    }
-
-
-def _cut(config: LaunchConfig, h: int, w: int) -> tuple[int, int, int]:
-    """Strips of a map, rows of a strip, and pixels of a chunk."""
-    if not config.split:
-        return 1, h, h * w
-    return cdiv(h, config.strip_rows), config.strip_rows, configs.chunk_pixels(w, config)
+def _half_tile(config: LaunchConfig, channels_last: bool) -> dict[str, int]:
+    """Half the tile of a sweep, in runs of the same length: whole ones of three tensors spill where strides are odd."""
+    if channels_last:
+        return {"BLOCK_P": max(config.block_p // 2, 1), "BLOCK_K": config.block_k}
+    return {"BLOCK_P": config.block_p, "BLOCK_K": max(config.block_k // 2, 1)}

@@ -33,7 +33,6 @@ from tests.helpers.norm_golden import (
 )
 
 norm_launcher = pytest.importorskip("ulsam_fused.kernels.gpu.norm_backend", reason="needs Triton")
-norm_plans = pytest.importorskip("ulsam_fused.kernels.gpu.launching.norm_plans", reason="needs Triton")
 launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
 
 FORMATS = pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "channels_last"])
@@ -102,14 +101,10 @@ def backward_of_any_map(case: NormCase, config: LaunchConfig) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize("shape", [(9, 1, 6, 9), (1, 1, 66, 1)], ids=str)
-def test_images_and_chunks_around_the_blocks_of_the_sums(
-    shape: tuple[int, int, int, int], device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_and_chunks_around_the_blocks_of_the_sums(shape: tuple[int, int, int, int], device: str) -> None:
     """3 chunks, in tiles of 8 images and 4 chunks; 33 chunks, in tiles of 1 image and 32 chunks."""
-    monkeypatch.setattr(norm_plans, "num_sms", lambda _: 1000)
-    plan = norm_plans.norm_backward_plan.__wrapped__  # which keeps what it has chosen
-    monkeypatch.setattr(norm_launcher, "norm_backward_plan", plan)
-    backward(make_norm_case(shape, 1, torch.float32, device), split(2, block_p=2 if shape[3] == 1 else 8))
+    config = split(2, block_p=2 if shape[3] == 1 else 8, flat_programs=1000)  # as many chunks as there can be
+    backward(make_norm_case(shape, 1, torch.float32, device), config)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -9,6 +9,7 @@ from tests.helpers.launches import slab, split
 from tests.helpers.norm_forward_golden import check_norm_forward, run_norm_forward
 from tests.helpers.norm_golden import make_norm_case
 
+geometry = pytest.importorskip("ulsam_fused.kernels.gpu.launching.geometry")
 plans = pytest.importorskip("ulsam_fused.kernels.gpu.launching.plans")
 launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
 
@@ -68,7 +69,7 @@ def test_norm_forward(axis: str, storage: Tensor, device: str) -> None:
 def test_images_far_apart_need_no_wide_offsets(storage: Tensor, device: str) -> None:
     case = make_case((2, 2, 2, 2), 1, torch.float16, device)
     case.x = storage.as_strided(case.x.shape, (2**31 + 8, 4, 2, 1)).copy_(case.x)
-    assert not plans.is_wide(case.x)
+    assert not geometry.is_wide(case.x)
     check(case, run_forward(launcher, case, config=slab())[0])
 
 
@@ -77,7 +78,7 @@ def test_narrow_offsets_would_fail(storage: Tensor, device: str, monkeypatch: py
     if not launcher.INTERPRETED:
         pytest.skip("what an int32 overflow reads on a GPU is not known")
     case = case_of("channels", storage, device)
-    monkeypatch.setattr(plans, "is_wide", lambda x: False)
+    monkeypatch.setattr(geometry, "is_wide", lambda x: False)
     monkeypatch.setattr(launcher, "forward_plan", plans.forward_plan.__wrapped__)  # it keeps what it has chosen
     results, _, _ = run_forward(launcher, case, config=slab())
     with pytest.raises(AssertionError, match="FAIL"):
