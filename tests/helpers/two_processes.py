@@ -12,7 +12,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import ulsam_fused as uf
-from ulsam_fused.conversion import shared_weights as shared
+from ulsam_fused.conversion.pattern import Layers
+from ulsam_fused.conversion.shared_weights import SharedULSAM
 
 WORLD = 2
 PARTS = (slice(0, 2), slice(2, 5))  # unequal batches
@@ -159,8 +160,8 @@ def compiled(rank: int) -> None:
 def shared_weights(rank: int) -> None:
     """The variant whose subspaces share their weights is synchronised, too."""
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 3, 1, groups=3), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
-    one = shared.SharedULSAM(layers, 2).double()
+    layers = Layers(nn.Conv2d(3, 3, 1, groups=3), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
+    one = SharedULSAM(layers, 2).double()
     net = uf.sync_batchnorm(copy.deepcopy(one))
     x = torch.randn(5, 6, 5, 4, dtype=torch.float64)
     close("y - x", net(x[PARTS[rank]]) - x[PARTS[rank]], (one(x) - x)[PARTS[rank]])

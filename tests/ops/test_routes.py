@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import ulsam_fused as uf
+from ulsam_fused.conversion.pattern import Layers
 from ulsam_fused.conversion.shared_weights import SharedULSAM
 from ulsam_fused.ops import registration
 from ulsam_fused.ops.routes import Route, norm_route
@@ -20,7 +21,7 @@ def authors(**options: Any) -> uf.upstream.ULSAM:
 
 
 def shared() -> SharedULSAM:
-    layers = (nn.Conv2d(2, 2, 1, groups=2), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1), nn.BatchNorm2d(1))
+    layers = Layers(nn.Conv2d(2, 2, 1, groups=2), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1), nn.BatchNorm2d(1))
     return SharedULSAM(layers, 2)
 
 
