@@ -47,7 +47,6 @@ def test_two_processes_train_as_one_does() -> None:
     assert "\nproven: 9" in printed
 
 
-@pytest.mark.slow  # trains four networks for five steps
 def test_layers_that_hand_x_on_are_noticed(digits: ModuleType) -> None:
     x, labels = digits.digits()
 
@@ -61,7 +60,6 @@ def test_layers_that_hand_x_on_are_noticed(digits: ModuleType) -> None:
     assert share > 10
 
 
-@pytest.mark.slow  # trains four networks for five steps
 def test_parts_are_what_several_processes_do_and_not_the_joined_batch(digits: ModuleType) -> None:
     """So the comparison of two processes with one does tell something."""
     x, labels = digits.digits()
