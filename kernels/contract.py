@@ -203,7 +203,7 @@ class NormBackend(Protocol):
     def folded_forward(
         self,
         x: Tensor,  # [N, C, H, W]
-        dw: Tensor | None,  # [C]; None: x itself is pooled
+        dw: Tensor | None,  # [C]; None: x itself is pooled, without act_u
         dw_bias: Tensor | None,  # [C]
         norm1: FixedNorm | None,  # None: dw and dw_bias are scale and shift
         pw: Tensor,  # [C]

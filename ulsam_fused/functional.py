@@ -8,7 +8,7 @@ from torch import Tensor
 from . import backends, reference
 from .kernels.contract import Options
 from .ops import autograd, checks
-from .ops.routes import general_route, wants_gradient
+from .ops.routes import any_requires_grad, general_route
 
 
 @overload
@@ -92,12 +92,13 @@ def subspace_attention(
 
     Source: Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102.
     """
-    relu = checks.check_activation(activation)
+    relu = activation is not None and checks.check_activation(activation)
     if checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
         g = num_splits
     else:
         g = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-    checks.check_out_dtype(out_dtype)
+    if out_dtype is not None:
+        checks.check_out_dtype(out_dtype)
     route = general_route(x, backends.requested(backend))
     attention: Tensor | None
     if route.way == "reference":
@@ -105,8 +106,8 @@ def subspace_attention(
             x, dw_weight, dw_bias, pw_weight, pw_bias, g, relu_u=relu, relu_z=relu, out_dtype=out_dtype
         )
     else:
-        gradients = wants_gradient(x, dw_weight, dw_bias, pw_weight, pw_bias)
-        options = Options(g, relu, relu, out_dtype, return_attention, gradients, backend=route.backend)
+        gradients = torch.is_grad_enabled() and any_requires_grad(x, dw_weight, dw_bias, pw_weight, pw_bias)
+        options = Options(g, relu, relu, out_dtype, return_attention, gradients, 0.0, 0.0, route.backend)
         y, attention = autograd.general_form(x, dw_weight, dw_bias, pw_weight, pw_bias, options, route)
     if not return_attention:
         return y

@@ -100,6 +100,8 @@ def folded_forward(
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One launch, or two when split."""
+    if dw is None:  # what is pooled has no activation
+        options = options._replace(relu_u=False)
     plan = forward_plan(x.shape, x.stride(), x.dtype, x.device, options, config, folded=True)
     y = torch.empty_like(x) if options.out_dtype is None else torch.empty_like(x, dtype=options.out_dtype)
     z = x.new_empty_strided(*plan.z, dtype=plan.map_dtype)

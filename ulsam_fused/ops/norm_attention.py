@@ -15,7 +15,7 @@ from ..kernels.contract import Exchange, FixedNorm, Group, Options, Running
 from ..torch_backend import batch_norm
 from . import autograd, checks, norm_autograd, registration
 from .module_tensors import norm_tensors
-from .routes import Route, norm_route, wants_gradient
+from .routes import Route, any_requires_grad, norm_route
 
 
 def norm_attention(
@@ -45,11 +45,15 @@ def norm_attention(
         checks.check_norm_parameters(x, dw_weight.dtype, gamma1, beta1, x.shape[1], "dw_norm")
     if not checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, num_splits):
         checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
-    checks.check_out_dtype(out_dtype)
-    dw_batch, pw_batch = _takes_batch(dw_norm, mean1), _takes_batch(pw_norm, mean2)
+    if out_dtype is not None:
+        checks.check_out_dtype(out_dtype)
+    # by torch.nn.BatchNorm2d's rule
+    dw_batch, pw_batch = dw_norm.training or mean1 is None, pw_norm.training or mean2 is None
     if (dw_batch or pw_batch) and x.numel() == x.shape[1] and group is None:  # as torch.nn.functional.batch_norm
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    gradients = wants_gradient(x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2)
+    gradients = torch.is_grad_enabled() and any_requires_grad(
+        x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2
+    )
     route = norm_route(
         x, backends.requested(backend), dw_batch=dw_batch, pw_batch=pw_batch, pool_input=pool_input,
         shared=group is not None, gradients=gradients,
@@ -71,8 +75,16 @@ def norm_attention(
         num_splits, relu and not pool_input, relu, out_dtype, need_attention, gradients, dw_norm.eps, pw_norm.eps,
         route.backend,
     )  # fmt: skip
-    fixed1 = _fixed(gamma1, beta1, mean1, var1, dw_norm.eps) if route.dw_norm == "fixed" else None
-    fixed2 = _fixed(gamma2, beta2, mean2, var2, pw_norm.eps) if route.pw_norm == "fixed" else None
+    fixed1: FixedNorm | None = None
+    fixed2: FixedNorm | None = None
+    if route.dw_norm == "fixed":
+        if mean1 is None or var1 is None:  # only where there is no image to take statistics from
+            mean1, var1 = torch.zeros_like(beta1), torch.ones_like(beta1)
+        fixed1 = FixedNorm(gamma1, beta1, mean1, var1, dw_norm.eps)
+    if route.pw_norm == "fixed":
+        if mean2 is None or var2 is None:
+            mean2, var2 = torch.zeros_like(beta2), torch.ones_like(beta2)
+        fixed2 = FixedNorm(gamma2, beta2, mean2, var2, pw_norm.eps)
     if route.folded:
         assert fixed2 is not None
         door = backends.norm_door(route.backend, x.device)
@@ -111,14 +123,11 @@ def layer_route(
     """The route of `norm_attention` for a layer with these norms."""
     return norm_route(
         x, backends.requested(layer.backend),  # type: ignore[arg-type]
-        dw_batch=_takes_batch(dw_norm, dw_norm.running_mean), pw_batch=_takes_batch(pw_norm, pw_norm.running_mean),
-        pool_input=pool_input, shared=group is not None, gradients=wants_gradient(x, *layer.parameters()),
+        dw_batch=dw_norm.training or dw_norm.running_mean is None,
+        pw_batch=pw_norm.training or pw_norm.running_mean is None,
+        pool_input=pool_input, shared=group is not None,
+        gradients=torch.is_grad_enabled() and any_requires_grad(x, *layer.parameters()),
     )  # fmt: skip
-
-
-def _takes_batch(norm: nn.BatchNorm2d, running_mean: Tensor | None) -> bool:
-    """Whether a norm takes the statistics of the batch, by torch.nn.BatchNorm2d's rule."""
-    return norm.training or running_mean is None
 
 
 def authors_dtype(x: Tensor) -> torch.dtype | None:
@@ -139,12 +148,6 @@ def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
     if momentum is None:  # a plain average over all batches
         momentum = 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
     return Running(mean, var, None if bias is None else bias.detach(), momentum)
-
-
-def _fixed(gamma: Tensor, beta: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> FixedNorm:
-    if mean is None or var is None:  # only where there is no image to take statistics from
-        mean, var = torch.zeros_like(beta), torch.ones_like(beta)
-    return FixedNorm(gamma, beta, mean, var, eps)
 
 
 def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> reference.BatchNorm:

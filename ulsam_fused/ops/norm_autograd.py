@@ -14,7 +14,7 @@ from ..kernels.contract import Exchange, InputStatistics, LogitStatistics, NormS
 from ..torch_backend.batch_norm import update_running
 from . import registration
 from .autograd import derivatives, only_needed
-from .routes import Route, wants_gradient
+from .routes import Route, any_requires_grad
 
 
 def norm_form(
@@ -39,7 +39,7 @@ def norm_form(
     """
     functional = route.way == "operator"  # which updates no running statistics
     inside = Exchange(group=exchange.group) if functional else exchange
-    if wants_gradient(x, dw, gamma1, beta1, pw, gamma2, beta2, dw_bias, pw_bias):
+    if torch.is_grad_enabled() and any_requires_grad(x, dw, gamma1, beta1, pw, gamma2, beta2, dw_bias, pw_bias):
         y, attention, first, second = NormalizedSubspaceAttention.apply(  # type: ignore[no-untyped-call]
             x, dw, gamma1, beta1, pw, gamma2, beta2, dw_bias, pw_bias, options, inside, route
         )

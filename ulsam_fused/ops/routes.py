@@ -9,14 +9,15 @@ pw_norm     fixed       running statistics: the norm is an affine map and folds 
 folded      both norms are fixed and the backend folds them inside its own launch; else PyTorch folds them before it
 """
 
-from typing import Literal, NamedTuple
+import itertools
+from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
+from ..backends import BACKENDS
 from . import tracing
+from .tracing import Way
 
-Way = Literal["reference", "operator", "direct"]
 Statistics = Literal["fixed", "batch"]
 
 
@@ -28,16 +29,18 @@ class Route(NamedTuple):
     folded: bool = False
 
 
-def way_of(x: Tensor, backend: str) -> Way:
-    """backend: as `backends.requested` gives it."""
-    if backend == "reference" or tracing.needs_plain_pytorch():
-        return "reference"
-    return "operator" if tracing.needs_op(x) else "direct"
+_ROUTES = {
+    fields: Route(*fields)
+    for fields in itertools.product(
+        get_args(Way), BACKENDS, (None, "fixed", "batch"), (None, "fixed", "batch"), (False, True)
+    )
+}
+"""All there are, made once: making one takes a third of a microsecond."""
 
 
 def general_route(x: Tensor, backend: str) -> Route:
-    """Of `subspace_attention`."""
-    return Route(way_of(x, backend), backend)
+    """Of `subspace_attention`; backend as `backends.requested` gives it."""
+    return _ROUTES["reference" if backend == "reference" else tracing.way_of(x), backend, None, None, False]
 
 
 def norm_route(
@@ -51,7 +54,7 @@ def norm_route(
     gradients: bool,  # a gradient may be asked for
 ) -> Route:
     """Of the form with norms. Only a backend itself talks to other processes, so a shared batch goes there directly."""
-    way = way_of(x, backend)
+    way = general_route(x, backend).way
     if shared:
         if backend == "reference":
             raise RuntimeError('backend "reference" cannot share the statistics of a batch between processes')
@@ -63,19 +66,13 @@ def norm_route(
     fixed = not dw_batch and not pw_batch
     if shared and not fixed:
         way = "direct"
-    return Route(
-        way,
-        backend,
-        "batch" if dw_batch else "fixed",
-        "batch" if pw_batch else "fixed",
-        folded=fixed and way == "direct" and not gradients,
-    )
+    folded = fixed and way == "direct" and not gradients
+    return _ROUTES[way, backend, "batch" if dw_batch else "fixed", "batch" if pw_batch else "fixed", folded]
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a gradient may be asked for."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether one of these does. Where `torch.is_grad_enabled()`, a gradient may then be asked for."""
+    for t in tensors:  # noqa: SIM110  a generator takes a microsecond
+        if t is not None and t.requires_grad:
+            return True
     return False

@@ -5,30 +5,41 @@ The only file that touches private names of torch; each has a fallback.
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .checks import PLAIN
 
+Way = Literal["reference", "operator", "direct"]
+
 _mode_depth: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _in_jit_trace: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 
 
-def needs_op(x: Tensor) -> bool:
-    """True where the registered operator must be called: compilation, export, a dispatch mode, a tensor subclass, meta.
+def way_of(x: Tensor) -> Way:
+    """Which way a call with this input takes.
 
-    Elsewhere the launcher is called directly, which saves the dispatcher's time.
+    reference   under torch.func transforms, torch.jit.trace and ONNX export, which see through ordinary PyTorch only
+    operator    under compilation, export, a dispatch mode; for a tensor subclass and on meta
+    direct      else: the backend is called past the dispatcher, which saves its time
     """
-    return torch.compiler.is_compiling() or type(x) not in PLAIN or _mode_depth() > 0 or x.is_meta
-
-
-def needs_plain_pytorch() -> bool:
-    """True under torch.func transforms, torch.jit.trace and ONNX export, which see through ordinary PyTorch only."""
     if torch.compiler.is_compiling():
-        return False
-    return bool(_in_functorch() or _in_jit_trace() or _onnx_export()())
+        return "operator"
+    if _in_functorch() or _in_jit_trace() or _onnx_export()():
+        return "reference"
+    return "operator" if _watched(x) else "direct"
+
+
+def needs_op(x: Tensor) -> bool:
+    """Whether the registered operator must be called, by who knows already that plain PyTorch is not asked for."""
+    return torch.compiler.is_compiling() or _watched(x)
+
+
+def _watched(x: Tensor) -> bool:
+    return type(x) not in PLAIN or _mode_depth() > 0 or x.is_meta
 
 
 @functools.lru_cache(maxsize=1)

@@ -197,9 +197,11 @@ def folded_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y and A, with both norms' running statistics; no gradients."""
     v, b = fold(pw, pw_bias, norm2, repeat=x.shape[1] // options.num_splits)
-    scale, shift = torch.ones_like(v) if dw is None else dw, dw_bias
-    if dw is not None and norm1 is not None:
-        scale, shift = fold(dw, dw_bias, norm1)
+    scale, shift = dw, dw_bias
+    if scale is None:  # what is pooled has no activation
+        scale, options = torch.ones_like(v), options._replace(relu_u=False)
+    elif norm1 is not None:
+        scale, shift = fold(scale, dw_bias, norm1)
     found = backend.forward(x, scale, shift, v, b, options)
     return found.y, found.attention
 

@@ -102,12 +102,12 @@ def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow  # compiles 6 kernels
 def test_functions_in_front_of_a_launch(tmp_path: pathlib.Path) -> None:
-    """What host time is made of, by count: 38 and 50 functions of Python with Triton 3.7.1 and torch 2.13."""
+    """What host time is made of, by count: 37 and 49 functions of Python with Triton 3.7.1 and torch 2.13."""
     output = run("tests.kernels.gpu.host_calls", cache=tmp_path)
     found: dict[str, dict[str, int]] = json.loads(output)
     assert [row["launches"] for row in found.values()] == [1, 1, 2, 2]
     kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))
-    for name, python, other in (("paper 8", 42, 26), ("authors 8", 54, 50)):
+    for name, python, other in (("paper 8", 41, 26), ("authors 8", 53, 50)):
         assert found[name]["python"] <= python + 20 * (not kept), name
         assert found[name]["other"] <= other + 60 * (not kept), name
 

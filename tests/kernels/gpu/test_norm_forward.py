@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ulsam_fused.kernels.contract import FixedNorm
+from ulsam_fused.kernels.contract import Exchange, FixedNorm
 from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig, MomentsConfig
 
@@ -437,9 +437,8 @@ def test_launches(batch1: bool, batch2: bool, device: str, monkeypatch: pytest.M
 
     with Record():
         launcher.norm_forward(
-            *case.tensors(), 1, case.eps1, case.eps2, True, True, None, True, config=split(),
-            first_config=parts_of(case.x),
-        )  # fmt: skip
+            *case.tensors(), case.options(), Exchange(), config=split(), first_config=parts_of(case.x)
+        )
     expected = {"norm_logits_kernel": 1, "norm_apply_kernel": 1} | ({"moments_kernel": 1} if batch1 else {})
     assert counts == expected
     if not INTERPRETED:  # which copies its arguments
