@@ -8,6 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ..batch_norm import combine, exchanged
 from ..contract import (
     Exchange,
     FixedNorm,
@@ -19,7 +20,6 @@ from ..contract import (
     Options,
     Running,
 )
-from ..partial_moments import combine, exchanged
 from .launching.config import LaunchConfig, MomentsConfig
 from .launching.geometry import device_of
 from .launching.norm_plans import moments_plan, norm_backward_plan, norm_forward_plan

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends, reference
+from ..kernels import batch_norm
 from ..kernels.contract import Exchange, FixedNorm, Group, Options, Running
-from ..torch_backend import batch_norm
 from . import autograd, checks, norm_autograd, registration
 from .module_tensors import norm_tensors
 from .routes import Route, any_requires_grad, norm_route

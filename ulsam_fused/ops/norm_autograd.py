@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..kernels.batch_norm import update_running
 from ..kernels.contract import Exchange, InputStatistics, LogitStatistics, NormSaved, Options
-from ..torch_backend.batch_norm import update_running
 from . import registration
 from .autograd import derivatives, only_needed
 from .routes import Route, any_requires_grad

@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..kernels.batch_norm import combine, fold, update_running
 from ..kernels.contract import (
     Exchange,
     FixedNorm,
@@ -33,9 +34,7 @@ from ..kernels.contract import (
     NormSaved,
     Options,
 )
-from ..kernels.partial_moments import combine
 from . import backend
-from .batch_norm import fold, update_running
 from .primitives import (
     compute_dtype,
     gradient_of_u,

@@ -1,4 +1,7 @@
-"""The two BatchNorms around the operator: their running statistics, and how fixed statistics fold into its parameters.
+"""The two BatchNorms around the operator, for every backend: statistics of a batch in parts, running ones, fixed ones.
+
+A part of a batch is (count, mean, M2 = sum of squared deviations from its own mean) of each of K channels. Differences
+of means are taken before they are squared, so nothing cancels where the mean is far from 0.
 
 The depthwise norm sees dw * x + bias, so its batch statistics are affine in those of x:
 
@@ -11,7 +14,7 @@ into the convolution before it. As torch.nn.BatchNorm2d: biased variance to norm
 import torch
 from torch import Tensor
 
-from ..kernels.contract import FixedNorm, Running
+from .contract import FixedNorm, Group, Running
 
 
 def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, factor: Tensor | None = None) -> None:
@@ -36,3 +39,16 @@ def fold(weight: Tensor, bias: Tensor | None, norm: FixedNorm, repeat: int = 1) 
     gain = gamma * torch.rsqrt(var + norm.eps)
     shift = torch.addcmul(beta, gain, -mean if bias is None else bias.to(dtype) - mean)
     return weight.to(dtype) * (gain.repeat_interleave(repeat) if repeat > 1 else gain), shift
+
+
+def combine(parts: Tensor) -> Tensor:
+    """Of [P, 3, K], rows count, mean and M2: those of all parts together, [3, K]."""
+    counts, means, m2s = parts.unbind(1)
+    count = counts.sum(0)
+    mean = means[0] + (counts * (means - means[0])).sum(0) / count
+    return torch.stack((count, mean, (m2s + counts * (means - mean).square()).sum(0)))
+
+
+def exchanged(parts: Tensor, group: Group | None) -> Tensor:
+    """Parts [P, 3, K] of this process; with a group one part of every process."""
+    return parts if group is None else group.gather(combine(parts).unsqueeze(0)).contiguous()
