@@ -1,0 +1,122 @@
+// Forward: z = b + sum over c of v act_u(scale max over W(p) of x + shift), A = softmax(act_z(z)), y = (1 + A) x.
+//
+// A thread takes one image and subspace (a map): logits, softmax, y; x is read the second time from its cache. Few
+// large maps are cut into strips of rows that threads share: all logits, all softmaxes, then y. Between BatchNorms that
+// use the statistics of the batch, the logits are one call and the rest, A = softmax(act_z(gain z + offset)), another.
+#include "operators.h"
+#include "maps.h"
+
+namespace ulsam {
+namespace {
+
+template <class F, class T, class Y>
+struct Forward {
+  Shape s;
+  View<const T> x;
+  View<Y> y;
+  const Channels<F>* channels;    // null: z is given
+  std::vector<Affine<F>> affine;  // [g]; empty: z is all that is wanted
+  F *z, *attention, *lse;         // [N, g, P], [N, g, P] or null, [N, g] or null
+
+  View<const T> from(int64_t i) const { return x.at(i / s.g, i % s.g * s.G()); }
+  View<Y> to(int64_t i) const { return y.at(i / s.g, i % s.g * s.G()); }
+
+  void logits_of(int64_t i, int64_t r0, int64_t r1) const {
+    logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels, r0, r1);
+  }
+
+  // a [padded(P)]
+  void softmax_of(int64_t i, F* a) const {
+    const F l = softmax(a, z + i * s.P(), s.P(), affine[i % s.g]);
+    if (lse) lse[i] = l;
+    if (attention) std::copy(a, a + s.P(), attention + i * s.P());
+  }
+
+  void exactly(int64_t i, F* a) const {
+    if (channels) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
+    softmax_of(i, a);
+    exact_reweight<F, T, Y>(to(i), from(i), a, s);
+  }
+
+  void whole_maps() const {
+    const Cut rows = strips<F>(s);
+    parallel(s.N * s.g, s.G() * s.P(), [&](int64_t i) {
+      Scratch<F> scratch(padded<F>(s.P()) + 16);
+      F* const a = scratch.take(padded<F>(s.P()));
+      if (channels)
+        for (int64_t j = 0; j < rows.parts; ++j) logits_of(i, rows.begin(j), rows.end(j));
+      if (affine.empty()) {
+        if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
+        return;
+      }
+      softmax_of(i, a);
+      if (!reweight<F, T, Y>(to(i), from(i), a, s, 0, s.H)) exactly(i, a);
+    });
+  }
+
+  void strips_of_maps() const {
+    const Cut rows = strips<F>(s);
+    const int64_t maps = s.N * s.g, room = Scratch<F>::rounded(padded<F>(s.P()));
+    const int64_t work = s.G() * s.W * rows.size;
+    Scratch<F> scratch(maps * room);
+    F* const a = scratch.take(maps * room);
+    std::vector<char> finite(maps * rows.parts);
+    if (channels)
+      parallel(maps * rows.parts, work, [&](int64_t i) {
+        logits_of(i / rows.parts, rows.begin(i % rows.parts), rows.end(i % rows.parts));
+      });
+    if (affine.empty()) {
+      parallel(maps, s.G() * s.P(), [&](int64_t i) {
+        if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
+      });
+      return;
+    }
+    parallel(maps, s.P(), [&](int64_t i) { softmax_of(i, a + i * room); });
+    parallel(maps * rows.parts, work, [&](int64_t j) {
+      const int64_t i = j / rows.parts, r = j % rows.parts;
+      finite[j] = reweight<F, T, Y>(to(i), from(i), a + i * room, s, rows.begin(r), rows.end(r));
+    });
+    for (int64_t j = 0; j < maps * rows.parts; ++j)
+      if (!finite[j]) {
+        exactly(j / rows.parts, a + j / rows.parts * room);
+        j = (j / rows.parts + 1) * rows.parts - 1;
+      }
+  }
+};
+
+template <class F, class T, class Y>
+void run(const Shape& s, const Tensor& x, const Maybe& y, const Channels<F>* channels, std::vector<Affine<F>> affine,
+         F* z, F* attention, F* lse) {
+  const View<Y> to = y ? out<Y>(*y) : View<Y>{};
+  const Forward<F, T, Y> call{s, view<T>(x), to, channels, std::move(affine), z, attention, lse};
+  cut_into_strips(s) ? call.strips_of_maps() : call.whole_maps();
+}
+
+}  // namespace
+
+// z [N, g, P] is written where `logits`, else read; where `apply`, y and, if given, attention [N, g, P] and lse [N, g]
+// are written. second: rows gain and offset [6, g], or none for 1 and 0. y has the type of x or of the computation.
+void forward(Tensor x, Tensor scale, Maybe shift, Tensor v, Maybe b, Maybe second, Maybe y, Tensor z, Maybe attention,
+             Maybe lse, int64_t num_splits, bool relu_u, bool relu_z, bool with_logits, bool apply) {
+  const Shape s = shape_of(x, num_splits);
+  if (s.N * s.C * s.P() == 0) return;
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    using F = Computed<T>;
+    std::optional<Channels<F>> channels;
+    if (with_logits)
+      channels.emplace(s, list<F>(scale, s.C), list<F>(shift, s.C), list<F>(v, s.C), list<F>(b, s.g), relu_u);
+    std::vector<Affine<F>> affine(apply ? s.g : 0, Affine<F>{1, 0, relu_z});
+    if (apply && second) {
+      const F* rows = numbers<F>(*second);
+      for (int64_t k = 0; k < s.g; ++k) affine[k].gain = rows[k], affine[k].offset = rows[s.g + k];
+    }
+    F *const z_ = numbers<F>(z), *const attention_ = numbers<F>(attention), *const lse_ = numbers<F>(lse);
+    const Channels<F>* given = channels ? &*channels : nullptr;
+    if (!y || y->scalar_type() == type_of<T>()) run<F, T, T>(s, x, y, given, affine, z_, attention_, lse_);
+    else if constexpr (!std::is_same<T, F>::value) run<F, T, F>(s, x, y, given, affine, z_, attention_, lse_);
+    else STD_TORCH_CHECK(false, "y of another type");
+  });
+}
+
+}  // namespace ulsam

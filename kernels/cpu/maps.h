@@ -1,0 +1,38 @@
+// One image and subspace, whole or a strip of its rows: logits in whatever order x lies in memory.
+#pragma once
+
+#include "exact.h"
+#include "reweight.h"
+#include "softmax.h"
+#include "window.h"
+#include "window_pixels.h"
+
+namespace ulsam {
+
+// Maps fewer than this, each of at least LARGE numbers, are cut into strips that threads share.
+constexpr int64_t FEW = 16, LARGE = 32768;
+
+inline bool cut_into_strips(const Shape& s) { return s.N * s.g < FEW && s.G() * s.P() >= LARGE; }
+
+template <class F>
+int64_t logits_scratch(const Shape& s) {
+  return std::max(planes_scratch<F>(s), pixels_scratch<F>(s));
+}
+
+// The last address of a subspace's numbers, and one.
+template <class T>
+T* end_of(View<T> x, const Shape& s) {
+  return x.p + (s.G() - 1) * x.s.c + (s.H - 1) * x.s.h + (s.W - 1) * x.s.w + 1;
+}
+
+// z [P] in rows [r0, r1) of subspace k, from x at its first channel.
+template <class F, class T>
+void logits(F* z, View<const T> x, const Shape& s, int64_t k, const Channels<F>& channels, int64_t r0, int64_t r1) {
+  Scratch<F> scratch(logits_scratch<F>(s));
+  if (order_of<F>(x.s, s) == Order::PIXELS)
+    logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch.take(pixels_scratch<F>(s)));
+  else
+    logits_of_planes<F, T>(z, x, end_of(x, s), s, k, channels, r0, r1, scratch);
+}
+
+}  // namespace ulsam

@@ -1,0 +1,156 @@
+// Count, mean and M2 (the sum of squared deviations from the mean) of every channel of x [N, C, H, W].
+//
+// A piece of a channel that fits L1 is read twice, for its mean and for its deviations from it, so nothing cancels; the
+// pieces of a channel are combined in order, M2 += M2' + (mean' - mean)^2 n n' / (n + n'). A thread takes channels.
+#include <cmath>
+
+#include "operators.h"
+
+namespace ulsam {
+namespace {
+
+constexpr int64_t PIECE = 2048;  // numbers
+
+// What has been seen of one channel (F), or in the lanes of several (Vec<F>).
+template <class F, class V>
+struct Moments {
+  F count = 0;
+  V mean{}, m2{};
+
+  void add(F n, V mean_n, V m2_n) {
+    const F total = count + n;
+    const V delta = mean_n - mean;
+    mean += delta * (n / total);
+    m2 += m2_n + delta * delta * (count * (n / total));
+    count = total;
+  }
+};
+
+// One run of memory.
+template <class F, class T>
+void add_run(Moments<F, F>& moments, const T* x, int64_t n) {
+  constexpr int L = LANES<F>;
+  using V = Vec<F>;
+  V sum{}, sum2{};
+  F rest = 0;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) sum += load<F>(x + i), sum2 += load<F>(x + i + L);
+  for (; i < n; ++i) rest += get(x + i);
+  const F mean = (sum_lanes<F>(sum + sum2) + rest) / F(n);
+  const V mean_v = broadcast(mean);
+  V m2{}, m2_2{};
+  F rest2 = 0;
+  for (i = 0; i + 2 * L <= n; i += 2 * L) {
+    const V a = load<F>(x + i) - mean_v, b = load<F>(x + i + L) - mean_v;
+    m2 += a * a, m2_2 += b * b;
+  }
+  for (; i < n; ++i) rest2 += (get(x + i) - mean) * (get(x + i) - mean);
+  moments.add(F(n), mean, sum_lanes<F>(m2 + m2_2) + rest2);
+}
+
+template <class F, class T>
+Moments<F, F> of_channel(View<const T> x, const Shape& s) {
+  Moments<F, F> moments;
+  const bool joined = x.s.rows_joined(s);
+  const int64_t runs = joined ? 1 : s.H, length = joined ? s.P() : s.W;
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t r = 0; r < runs; ++r) {
+      const T* row = x.at(n, 0).row(r);
+      if (x.s.w == 1 || s.W == 1) {
+        const Cut pieces = cut(length, PIECE);
+        for (int64_t i = 0; i < pieces.parts; ++i)
+          add_run<F, T>(moments, row + pieces.begin(i), pieces.end(i) - pieces.begin(i));
+      } else {
+        std::vector<F> gathered(s.W);
+        for (int64_t w = 0; w < s.W; ++w) gathered[w] = get(row + w * x.s.w);
+        add_run<F, F>(moments, gathered.data(), s.W);
+      }
+    }
+  return moments;
+}
+
+// K vectors of channels, in the lanes.
+template <class F, int K, class T>
+void of_channels(Moments<F, Vec<F>>* moments, View<const T> x, const Shape& s) {
+  using V = Vec<F>;
+  constexpr int L = LANES<F>;
+  const bool joined = x.s.h == s.W * x.s.w || s.H == 1;
+  const int64_t runs = joined ? 1 : s.H;
+  const Cut pieces = cut(joined ? s.P() : s.W, PIECE / (K * L));
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t r = 0; r < runs; ++r)
+      for (int64_t i = 0; i < pieces.parts; ++i) {
+        const int64_t begin = pieces.begin(i), count = pieces.end(i) - begin;
+        const T* const row = x.at(n, 0).row(r) + begin * x.s.w;
+        V sum[K] = {}, m2[K] = {}, mean[K];
+        for (int64_t w = 0; w < count; ++w)
+          for (int k = 0; k < K; ++k) sum[k] += load<F>(row + w * x.s.w + k * L);
+        for (int k = 0; k < K; ++k) mean[k] = sum[k] * (F(1) / F(count));
+        for (int64_t w = 0; w < count; ++w)
+          for (int k = 0; k < K; ++k) {
+            const V d = load<F>(row + w * x.s.w + k * L) - mean[k];
+            m2[k] += d * d;
+          }
+        for (int k = 0; k < K; ++k) moments[k].add(F(count), mean[k], m2[k]);
+      }
+}
+
+}  // namespace
+
+// parts [3, C]: rows count, mean, M2.
+void moments(Tensor x, Tensor parts) {
+  const Shape s = shape_of(x, 1);
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    using F = Computed<T>;
+    F* const to = numbers<F>(parts);
+    std::fill(to, to + 3 * s.C, F(0));
+    if (s.N * s.P() == 0) return;
+    const View<const T> v = view<T>(x);
+    const bool pixels = order_of<F>(v.s, s) == Order::PIXELS;
+    constexpr int L = LANES<F>, MANY = 128 / sizeof(F) / L;  // two cache lines
+    auto keep = [&](int64_t c, F count, F mean, F m2) { to[c] = count, to[s.C + c] = mean, to[2 * s.C + c] = m2; };
+    const Cut blocks = cut(s.C, pixels ? MANY * L : 1 + 1024 / s.P(), pixels ? L : 1);
+    parallel(blocks.parts, blocks.size * s.N * s.P(), [&](int64_t b) {
+      const int64_t end = blocks.end(b);
+      for (int64_t c = blocks.begin(b); c < end;) {
+        if (pixels) {
+          Moments<F, Vec<F>> m[MANY];
+          const int k = end - c >= MANY * L ? MANY : 1;
+          const int64_t first = std::min(c, s.C - k * L), before = c - first;
+          k == MANY ? of_channels<F, MANY, T>(m, v.at(0, first), s) : of_channels<F, 1, T>(m, v.at(0, first), s);
+          for (int64_t j = before; j < k * L && first + j < end; ++j)
+            keep(first + j, m[j / L].count, m[j / L].mean[j % L], m[j / L].m2[j % L]);
+          c = first + k * L;
+        } else {
+          const auto m = of_channel<F, T>(v.at(0, c), s);
+          keep(c++, m.count, m.mean, m.m2);
+        }
+      }
+    });
+  });
+}
+
+// A norm as an affine map. parts [3, C]: count, mean and M2 of what it sees but for the factor, which stands for 1:
+//
+//     rstd = 1 / sqrt(factor^2 var + eps),  gain = gamma factor rstd,  offset = beta - gain mean
+//
+// rows [5, C]: gain, mean, rstd, var, count, and offset [C] apart; or without it [6, C], offset being the second row.
+void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps, Tensor rows, Maybe offset) {
+  const int64_t C = parts.size(1);
+  with_type(parts, [&](auto type) {
+    using F = Computed<decltype(type)>;
+    const F* const p = numbers<F>(parts);
+    const std::vector<F> f = list<F>(factor, C), g = list<F>(gamma, C), b = list<F>(beta, C);
+    F *const to = numbers<F>(rows), *const rest = to + (offset ? C : 2 * C);
+    F* const offsets = offset ? numbers<F>(*offset) : to + C;
+    for (int64_t c = 0; c < C; ++c) {
+      const F var = p[2 * C + c] / p[c], factor_c = f.empty() ? F(1) : f[c];
+      const F rstd = 1 / std::sqrt(factor_c * factor_c * var + F(eps)), gain = g[c] * factor_c * rstd;
+      to[c] = gain, rest[c] = p[C + c], rest[C + c] = rstd, rest[2 * C + c] = var, rest[3 * C + c] = p[c];
+      offsets[c] = (b.empty() ? F(0) : b[c]) - gain * p[C + c];
+    }
+  });
+}
+
+}  // namespace ulsam

@@ -1,0 +1,175 @@
+"""The operator between BatchNorms on a CPU: statistics of this batch, or of before, folded into the parameters.
+
+With the symbols of forward.cpp and backward.cpp, M = N*H*W, mean and var over (N, H, W), all variances biased:
+
+    r1 = 1 / sqrt(dw^2 var(x) + eps),   scale = gamma1 dw r1,   shift = beta1 - scale mean(x)
+    r2 = 1 / sqrt(var(z) + eps),        gain = gamma2 r2,       offset = beta2 - gain mean(z)
+    A = softmax of act_z(gain z + offset)
+
+The biases of both convolutions cancel. Backward, with zhat = (z - mean(z)) r2, xc = x - mean(x), du = v s and < > the
+mean over (N, H, W):
+
+    dgamma2 = sum dl zhat,  dbeta2 = sum dl,  and dl is replaced by dz = gain (dl - <dl> - zhat <dl zhat>)
+    S1 = sum du,  S2 = sum du xc;  dbeta1 = S1,  dgamma1 = S2 dw r1,  ddw = gamma1 S2 eps r1^3
+    dx = D (1 + A) + scale (du - S1 / M - xc (dw r1)^2 S2 / M)
+
+Forward reads x three times and backward twice, then dx waits for S1 and S2 and x is read once more. What is done here
+in PyTorch is of the size of the maps z or of the parameters. Either norm may be absent: then (dw, beta1) are scale and
+shift, or beta2 is b. Over several processes, moments and sums are exchanged through `group`.
+"""
+
+import torch
+from torch import Tensor
+
+from ..batch_norm import combine, fold, update_running
+from ..contract import (
+    Exchange,
+    FixedNorm,
+    Group,
+    InputStatistics,
+    LogitStatistics,
+    NormForward,
+    NormGradients,
+    NormSaved,
+    Options,
+)
+from .backend import compute_dtype, given_gradient, given_map, operator, stored_dtype
+
+
+def norm_forward(
+    x: Tensor,  # [N, C, H, W], any strides, not empty
+    dw: Tensor,  # [C]
+    gamma1: Tensor | None,  # [C]; None: dw and beta1 are scale and shift
+    beta1: Tensor | None,  # [C]
+    pw: Tensor,  # [C]
+    gamma2: Tensor | None,  # [g]; None: beta2 is the bias b
+    beta2: Tensor | None,  # [g]
+    options: Options,
+    exchange: Exchange,
+) -> NormForward:
+    """A is None unless needed, and first is empty without the depthwise norm."""
+    forward_op, fold_op = operator("forward"), operator("norm_fold")
+    num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
+    running1, running2, group = exchange
+    with torch.no_grad():
+        dtype = compute_dtype(x)
+        n, c, h, w = x.shape
+        scale, shift = dw, beta1
+        if gamma1 is None:
+            first = x.new_empty(0, dtype=dtype)
+        else:
+            parts = _moments(x, group)
+            first, shift = parts.new_empty(5, c), parts.new_empty(c)
+            fold_op(parts, dw, gamma1, beta1, options.eps1, first, shift)
+            of_x = InputStatistics(*first)
+            scale = of_x.scale
+            if running1 is not None:
+                update_running(running1, of_x.mean, of_x.var, of_x.values, dw)
+        z = x.new_empty((n, num_splits, h, w), dtype=dtype)
+        forward_op(x, scale, shift, pw, None, None, None, z, None, None, num_splits, relu_u, relu_z, True, False)
+        if gamma2 is None:
+            second = z.new_zeros(6, num_splits)
+            absent = LogitStatistics(*second)
+            absent.gain.fill_(1)
+            absent.rstd.fill_(1)
+            if beta2 is not None:
+                absent.offset.copy_(beta2)
+        else:
+            second = z.new_empty(6, num_splits)
+            fold_op(_moments(z, group), None, gamma2, beta2, options.eps2, second, None)
+            if running2 is not None:
+                of_z = LogitStatistics(*second)
+                update_running(running2, of_z.mean, of_z.var, of_z.values)
+        y = torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
+        attention = torch.empty_like(z) if options.need_attention else None
+        lse = z.new_empty(n, num_splits)
+        forward_op(x, scale, None, pw, None, second, y, z, attention, lse, num_splits, relu_u, relu_z, False, True)
+        return NormForward(y if out_dtype is None else y.to(out_dtype), attention, z, lse, first, second)
+
+
+def norm_backward(
+    dy: Tensor | None,  # [N, C, H, W], any strides and float dtype; None: y had no gradient
+    d_attention: Tensor | None,  # [N, g, H, W]
+    x: Tensor,
+    dw: Tensor,
+    gamma1: Tensor | None,
+    beta1: Tensor | None,
+    pw: Tensor,
+    gamma2: Tensor | None,
+    beta2: Tensor | None,
+    saved: NormSaved,
+    options: Options,
+    group: Group | None = None,
+) -> NormGradients:
+    """Each in the type of its own; dx with the strides of empty_like(x)."""
+    z, _, first, second = saved
+    num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
+    with torch.no_grad():
+        dy = given_gradient(dy, x)
+        dl, totals = torch.empty_like(z), z.new_empty(2, num_splits)
+        operator("norm_logit_gradient")(
+            dy, given_map(d_attention, z), x, z, second, dl, totals, num_splits, relu_z
+        )  # fmt: skip
+        dgamma2 = None if gamma2 is None else totals[1].to(gamma2.dtype, copy=True)
+        dbeta2 = None
+        if beta2 is not None:  # without act_z the softmax does not see a constant
+            dbeta2 = (totals[0] if relu_z else totals[0] * 0).to(beta2.dtype, copy=True)
+        dx = torch.empty_like(x)
+        ddw, dpw = torch.empty_like(dw), torch.empty_like(pw)
+        dgamma1, dbeta1 = (None if t is None else torch.empty_like(t) for t in (gamma1, beta1))
+        S = z.new_empty(2, x.shape[1])
+        operator("norm_route")(
+            dy if gamma1 is None else None, x, dw, None if gamma1 is None else first, gamma1, beta1, pw, z, second, dl,
+            None if gamma2 is None else totals if group is None else group.sum(totals), dx, ddw, dgamma1, dbeta1, dpw,
+            S, num_splits, options.eps1, relu_u, relu_z,
+        )  # fmt: skip
+        if gamma1 is not None:
+            S = S if group is None else group.sum(S)
+            operator("norm_complete")(dy, x, z, second, first, dw, S, dx, num_splits, relu_z)
+        return NormGradients(dx, ddw, dgamma1, dbeta1, dpw, dgamma2, dbeta2)
+
+
+def folded_forward(
+    x: Tensor,  # [N, C, H, W]
+    dw: Tensor | None,  # [C]; None: x itself is pooled
+    dw_bias: Tensor | None,  # [C]
+    norm1: FixedNorm | None,  # None: dw and dw_bias are scale and shift
+    pw: Tensor,  # [C]
+    pw_bias: Tensor | None,  # [g]
+    norm2: FixedNorm,
+    options: Options,
+) -> tuple[Tensor, Tensor | None]:
+    """y and A, with both norms' running statistics; no gradients."""
+    forward_op = operator("forward")
+    num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
+    with torch.no_grad():
+        dtype = compute_dtype(x)
+        scale, shift = dw, dw_bias
+        if scale is None:
+            scale, relu_u = x.new_ones(x.shape[1], dtype=dtype), False
+        elif norm1 is not None:
+            scale, shift = fold(scale, dw_bias, norm1)
+        gain, offset = fold(x.new_ones(num_splits, dtype=dtype), pw_bias, norm2)
+        n, _, h, w = x.shape
+        y = torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
+        z = x.new_empty((n, num_splits, h, w), dtype=dtype)
+        attention = torch.empty_like(z) if options.need_attention else None
+        second = torch.stack((gain, offset))
+        forward_op(x, scale, shift, pw, None, second, y, z, attention, None, num_splits, relu_u, relu_z, True, True)
+        return y if out_dtype is None else y.to(out_dtype), attention
+
+
+def moments(x: Tensor, group: Group | None = None) -> Tensor:
+    """Mean, biased variance and count of every channel of x [N, C, H, W]: [3, C]."""
+    with torch.no_grad():
+        count, mean, m2 = _moments(x, group)
+        return torch.stack((mean, m2 / count, count))
+
+
+def _moments(x: Tensor, group: Group | None) -> Tensor:
+    """Count, mean and M2 of every channel: [3, C]."""
+    parts = x.new_empty((3, x.shape[1]), dtype=compute_dtype(x))
+    operator("moments")(x, parts)
+    if group is None:
+        return parts
+    return combine(group.gather(parts.unsqueeze(0)))

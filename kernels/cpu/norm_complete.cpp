@@ -1,0 +1,94 @@
+// The last pass of the backward between BatchNorms with the statistics of the batch, once the sums over it are known:
+//
+//     dx[c,q] += D[c,q] (1 + A[q]) - constant[c] - slope[c] (x[c,q] - mean[c])
+//
+// with constant = scale S1 / M and slope = scale (dw r1)^2 S2 / M (see norm_backend.py). dx holds scale v s.
+#include "operators.h"
+#include "gradient.h"
+
+namespace ulsam {
+namespace {
+
+// A run of memory: of one channel, A along it and the rest the same all along, or of one pixel, the other way round.
+template <class F, class T, class DT, bool PIXEL>
+void complete_run(T* dx, const DT* D, const T* x, const F* a, const F* constant, const F* slope, const F* mean,
+                  int64_t count) {
+  constexpr int L = LANES<F>;
+  using V = Vec<F>;
+  auto of = [&](const F* p, int64_t i, bool along) { return along ? load(p + i) : broadcast(*p); };
+  int64_t i = 0;
+  for (; i + L <= count; i += L) {
+    V out = load<F>(dx + i) - of(constant, i, PIXEL) - of(slope, i, PIXEL) * (load<F>(x + i) - of(mean, i, PIXEL));
+    if (D) {
+      const V d = load<F>(D + i);
+      out += d + of(a, i, !PIXEL) * d;
+    }
+    store<F>(dx + i, out);
+  }
+  for (; i < count; ++i) {
+    const int64_t c = PIXEL ? i : 0;
+    F out = get(dx + i) - constant[c] - slope[c] * (get(x + i) - mean[c]);
+    if (D) {
+      const F d = F(get(D + i));
+      out += d + a[PIXEL ? 0 : i] * d;
+    }
+    put(dx + i, out);
+  }
+}
+
+}  // namespace
+
+// Shapes: dx as x; z [N, g, P]; second [6, g]; first [5, C]; S [2, C]: S1 and S2, of all processes.
+void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Tensor dw, Tensor S, Tensor dx,
+                   int64_t num_splits, bool relu_z) {
+  const Shape s = shape_of(x, num_splits);
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    using F = Computed<T>;
+    const F *const z_ = numbers<F>(z), *const norm = numbers<F>(second), *const f = numbers<F>(first);
+    const F *const sums = numbers<F>(S), *const mean = f + s.C, *const rstd = f + 2 * s.C, *const count = f + 4 * s.C;
+    const std::vector<F> weight = list<F>(dw, s.C);
+    std::vector<F> constant(s.C), slope(s.C);
+    for (int64_t c = 0; c < s.C; ++c) {
+      const F ratio = weight[c] * rstd[c];
+      constant[c] = f[c] * sums[c] / count[c], slope[c] = f[c] * ratio * ratio * sums[s.C + c] / count[c];
+    }
+    const View<const T> x_ = view<T>(x);
+    const View<T> dx_ = out<T>(dx);
+    with_gradient<F, T>(dy, [&](auto D) {
+      using DT = std::remove_const_t<std::remove_pointer_t<decltype(D.p)>>;
+      const Order order = order_of<F>(x_.s, s);
+      const bool runs = order != Order::NEITHER && alike<F>(dx_.s, x_.s, s) && (!D.p || alike<F>(D.s, x_.s, s));
+      const int64_t G = s.G(), P = s.P();
+      parallel(s.N * s.g, G * P, [&](int64_t i) {
+        const int64_t n = i / s.g, k = i % s.g, c0 = k * G;
+        Scratch<F> scratch(padded<F>(P) + 16);
+        F* const a = scratch.take(padded<F>(P));
+        softmax(a, z_ + i * P, P, Affine<F>{norm[k], norm[s.g + k], relu_z});
+        auto run = [&](auto pixel, int64_t c, int64_t r, int64_t w, int64_t count) {
+          const int64_t at = c0 + c;
+          complete_run<F, T, DT, pixel>(dx_.at(n, at).row(r) + w * dx_.s.w,
+                                        D.p ? D.at(n, at).row(r) + w * D.s.w : nullptr,
+                                        x_.at(n, at).row(r) + w * x_.s.w, a + r * s.W + w, &constant[at],
+                                        &slope[at], mean + at, count);
+        };
+        const std::integral_constant<bool, false> channel{};
+        const std::integral_constant<bool, true> pixel{};
+        if (runs && order == Order::PIXELS) {
+          for (int64_t p = 0; p < P; ++p) run(pixel, 0, p / s.W, p % s.W, G);
+        } else {
+          const bool joined = runs && x_.s.rows_joined(s) && dx_.s.rows_joined(s) && (!D.p || D.s.rows_joined(s));
+          for (int64_t c = 0; c < G; ++c) {
+            if (joined) run(channel, c, 0, 0, P);
+            else if (runs)
+              for (int64_t r = 0; r < s.H; ++r) run(channel, c, r, 0, s.W);
+            else
+              for (int64_t p = 0; p < P; ++p) run(channel, c, p / s.W, p % s.W, 1);
+          }
+        }
+      });
+    });
+  });
+}
+
+}  // namespace ulsam

@@ -1,0 +1,53 @@
+// Parameters of channels: [C] or [g], of any type, read once per call into the type of computation.
+#pragma once
+
+#include <vector>
+
+#include "layout.h"
+
+namespace ulsam {
+
+// A channel's part in u = act_u(scale x + shift), z = sum v max u: with kappa = sign(scale) and m the maximum of kappa
+// x over the window, act_u(size m + shift) is the maximum of u, for rounding is monotone.
+template <class F>
+struct Channels {
+  std::vector<F> scale, shift, v;    // [C]
+  std::vector<F> kappa, size;        // [C]: sign(scale), |scale|
+  std::vector<F> weight;             // [C]: v |scale|, without act_u
+  std::vector<F> bias;               // [g]: b, and without act_u sum v shift too
+  bool relu;                         // act_u
+  bool shifted;
+  std::vector<int32_t> order;        // [C]: within each subspace those of kappa >= 0 first
+  std::vector<int32_t> negative_at;  // [g]: where in `order` those of kappa < 0 begin
+
+  Channels(const Shape& s, std::vector<F> scale_, std::vector<F> shift_, std::vector<F> v_, std::vector<F> b,
+           bool relu_)
+      : scale(std::move(scale_)), shift(std::move(shift_)), v(std::move(v_)), bias(std::move(b)), relu(relu_) {
+    const int64_t G = s.G();
+    shifted = !shift.empty();
+    if (!shifted) shift.assign(s.C, 0);
+    if (bias.empty()) bias.assign(s.g, 0);
+    kappa.resize(s.C), size.resize(s.C), weight.resize(s.C), order.resize(s.C), negative_at.resize(s.g);
+    for (int64_t c = 0; c < s.C; ++c) {
+      const F a = scale[c];
+      kappa[c] = a > 0 ? F(1) : a < 0 ? F(-1) : a == 0 ? F(0) : a;  // NaN stays
+      size[c] = std::abs(a);
+      weight[c] = v[c] * size[c];
+    }
+    for (int64_t k = 0; k < s.g; ++k) {
+      int64_t at = k * G;
+      for (int64_t c = k * G; c < (k + 1) * G; ++c)
+        if (!(scale[c] < 0)) order[at++] = int32_t(c);
+      negative_at[k] = int32_t(at);
+      for (int64_t c = k * G; c < (k + 1) * G; ++c)
+        if (scale[c] < 0) order[at++] = int32_t(c);
+      if (!relu && shifted) {
+        F constant = 0;
+        for (int64_t c = k * G; c < (k + 1) * G; ++c) constant += v[c] * shift[c];
+        bias[k] += constant;
+      }
+    }
+  }
+};
+
+}  // namespace ulsam

@@ -1,0 +1,104 @@
+// What the operators read off PyTorch's tensors, by its stable interface.
+#pragma once
+
+#include <optional>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "parameters.h"
+
+namespace ulsam {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+
+template <class T>
+constexpr ScalarType type_of() {
+  if (std::is_same<T, float>::value) return ScalarType::Float;
+  if (std::is_same<T, double>::value) return ScalarType::Double;
+  if (std::is_same<T, bfloat16>::value) return ScalarType::BFloat16;
+  return ScalarType::Half;
+}
+
+// f(T()) with the type in memory of t.
+template <class Function>
+void with_type(const Tensor& t, Function f) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return f(float());
+    case ScalarType::Double: return f(double());
+    case ScalarType::BFloat16: return f(bfloat16());
+    case ScalarType::Half: return f(float16());
+    default: STD_TORCH_CHECK(false, "float32, float64, bfloat16 or float16 expected");
+  }
+}
+
+template <class T>
+using Computed = typename std::conditional<std::is_same<T, double>::value, double, float>::type;
+
+inline Shape shape_of(const Tensor& x, int64_t g) { return {x.size(0), x.size(1), x.size(2), x.size(3), g}; }
+
+inline Strides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
+
+template <class T>
+View<const T> view(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() == type_of<T>(), "a tensor of another type");
+  return {(const T*)t.const_data_ptr(), strides_of(t)};
+}
+
+template <class T>
+View<T> out(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() == type_of<T>(), "a result of another type");
+  return {(T*)t.mutable_data_ptr(), strides_of(t)};
+}
+
+// A dense map or list of numbers of the computation's type; null where there is none.
+template <class F>
+F* numbers(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() == type_of<F>() && t.is_contiguous(), "numbers of the type of computation expected");
+  return (F*)t.mutable_data_ptr();
+}
+template <class F>
+F* numbers(const Maybe& t) {
+  return t ? numbers<F>(*t) : nullptr;
+}
+
+// [count] of any type and stride; empty where there is none.
+template <class F>
+std::vector<F> list(const Maybe& t, int64_t count) {
+  std::vector<F> values;
+  if (!t) return values;
+  STD_TORCH_CHECK(t->numel() == count, "a parameter of another size");
+  values.resize(count);
+  const int64_t step = t->dim() ? t->stride(t->dim() - 1) : 0;
+  with_type(*t, [&](auto type) {
+    const auto* p = (const decltype(type)*)t->const_data_ptr();
+    for (int64_t i = 0; i < count; ++i) values[i] = F(get(p + i * step));
+  });
+  return values;
+}
+
+// The reverse: count values to a list of any type and stride, if there is one.
+template <class F>
+void write_list(const Maybe& t, const F* values, int64_t count) {
+  if (!t) return;
+  STD_TORCH_CHECK(t->numel() == count, "a gradient of another size");
+  const int64_t step = t->dim() ? t->stride(t->dim() - 1) : 0;
+  with_type(*t, [&](auto type) {
+    auto* p = (decltype(type)*)t->mutable_data_ptr();
+    for (int64_t i = 0; i < count; ++i) put(p + i * step, values[i]);
+  });
+}
+
+// f(i) for i in [0, items), in parallel where there is work for it; `work`: numbers that an item touches.
+template <class Function>
+void parallel(int64_t items, int64_t work, const Function& f) {
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, work));
+  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  });
+}
+
+}  // namespace ulsam
