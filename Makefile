@@ -27,11 +27,15 @@ help: ## list the targets
 
 # compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
 test test-quick compile-matrix: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
+# and so is the C++ backend, which is compiled first
+test test-quick demo bench: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
 
 test: lint ## linter, type checker, then all tests
+	$(BIN)/ulsam-fused build
 	$(PYTEST) --durations=10 $(TESTS)
 
 test-quick: lint ## linter, type checker, then the tests that are not marked slow
+	$(BIN)/ulsam-fused build
 	$(PYTEST) -m "not slow" $(TESTS)
 
 # mypy cannot know that kernels/ is installed as ulsam_fused.kernels, so it is shown a copy that has it there
@@ -44,6 +48,7 @@ lint: $(FILES) ## linter and type checker
 	cd $(TYPED) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache"
 
 demo: $(FILES) ## what this machine has, fused against reference, a short benchmark, attention maps of a picture
+	$(BIN)/ulsam-fused build
 	$(BIN)/ulsam-fused info
 	$(BIN)/ulsam-fused check
 	@mkdir -p out

@@ -16,12 +16,23 @@ import time
 from benchmarks import parts, sizes
 
 DETAILED = ("8x512x14x14/g4", "8x160x7x7/g4", "4x32x112x112/g4")
-COMPARED = ("eager", "vectorised+compile", "fused[torch]", "fused[torch]+norm")
+COMPARED = ("eager", "vectorised+compile", "fused[cpp]", "fused[cpp]+norm")
 
 
 def plan(seconds: float, quick: bool) -> list[parts.Part]:
     """Every provider at the detailed sizes; at the others those that the table of ratios needs."""
-    common = ("--device", "cpu", "--backend", "torch", "--dtype", "float32", "--seconds", str(seconds))
+    common = (
+        "--device",
+        "cpu",
+        "--backend",
+        "cpp",
+        "--backend",
+        "torch",
+        "--dtype",
+        "float32",
+        "--seconds",
+        str(seconds),
+    )
     few = slice(1) if quick else slice(None)
     detailed = [word for case in DETAILED[few] for word in ("--case", case)]
     others = [case for case in sizes.small() if case not in DETAILED]

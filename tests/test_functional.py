@@ -1,5 +1,6 @@
 """The public function: bad input, types, memory formats, empty batches, autocast, the choice of a backend."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -7,9 +8,8 @@ import torch
 from torch import Tensor
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from ulsam_fused import backends
-
-BACKENDS = ["reference", "torch", "triton"]
 
 
 def arguments(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
         uf.subspace_attention(**{**arguments(), **change})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", serving.ALL)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_backends_agree_on_the_public_arguments(device: str, backend: str, activation: str | None) -> None:
     given = arguments(device, torch.float64)
@@ -85,7 +85,7 @@ def test_backends_agree_on_the_public_arguments(device: str, backend: str, activ
     assert torch.equal(alone, y)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", serving.ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_types(device: str, backend: str, dtype: torch.dtype) -> None:
     given = arguments(device, dtype)
@@ -106,7 +106,7 @@ def test_types(device: str, backend: str, dtype: torch.dtype) -> None:
         assert leaves["dw_weight"].grad.dtype == leaves["pw_weight"].grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", serving.FUSED)
 @pytest.mark.parametrize(
     "make",
     [
@@ -126,7 +126,7 @@ def test_strides_are_those_of_empty_like(device: str, backend: str, make: Any) -
     y.sum().backward()  # a gradient of stride 0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", serving.ALL)
 def test_empty_batch(device: str, backend: str) -> None:
     given = arguments(device)
     given["x"] = given["x"][:0].detach().requires_grad_()
@@ -140,7 +140,7 @@ def test_empty_batch(device: str, backend: str) -> None:
         assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", serving.ALL)
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_autocast_keeps_the_type_of_x_and_the_values(device: str, backend: str, half: torch.dtype) -> None:
     given = arguments(device)
@@ -171,8 +171,27 @@ class TestChoice:
 
     def test_rule_for_auto(self) -> None:
         assert uf.get_backend() == "auto"
-        assert backends.resolve("auto", torch.device("cpu")) == "torch"
         assert backends.resolve("auto", torch.device("cuda", 0)) == "triton"
+        assert backends.resolve("auto", torch.device("meta")) == "torch"
+
+    def test_rule_for_a_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """C++ where it can be compiled; else PyTorch, and one warning says why."""
+        cpu, problem = torch.device("cpu"), None
+        monkeypatch.setattr(backends, "why_not_cpp", lambda device: problem)
+        backends._warn_once.cache_clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backends.resolve("auto", cpu) == "cpp"
+        problem = "there is no C++ compiler: install one"
+        with pytest.warns(UserWarning, match="computes in PyTorch .*there is no C.. compiler: install one") as told:
+            assert backends.resolve("auto", cpu) == backends.resolve("auto", cpu) == "torch"
+        assert len(told) == 1
+        with pytest.raises(RuntimeError, match='backend "cpp" cannot serve a tensor on cpu: there is no'):
+            backends.resolve("cpp", cpu)
+
+    def test_cpp_serves_a_cpu_alone(self) -> None:
+        with pytest.raises(RuntimeError, match='"cpp" cannot serve a tensor on cuda:0: '):
+            backends.resolve("cpp", torch.device("cuda", 0))
 
     def test_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backends, "_environment", "reference")
@@ -220,7 +239,7 @@ class TestExplain:
         text = uf.explain(torch.randn(8, 512, 14, 14), 4)
         assert "32 slabs" in text
         assert "98.0 KiB" in text
-        assert "backend: torch" in text
+        assert f"backend: {backends.resolve('auto', torch.device('cpu'))}" in text
 
     def test_regimes(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backends, "_chosen", "triton")

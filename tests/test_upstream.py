@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from tests.helpers.authors import assert_close, assert_same_state, assert_same_step, joined, pair, step
 from tests.helpers.layouts import STRIDED, channels_last, one_number
 
-BACKENDS = ["reference", "torch", "triton"]
 SHAPES = [(2, 6, 5, 4, 2), (3, 3, 3, 3, 3), (2, 3, 4, 9, 1)]  # G of 3, 1 and 3; g = C
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=serving.ALL)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -268,7 +268,9 @@ def test_rules_for_norms_find_them() -> None:
 
 def test_our_own_constructor_is_the_same_thing() -> None:
     theirs, ours = pair(6, 2)
-    same = uf.ULSAM(6, 2, bias=True, norm="batch", activation="relu", eps=0.1, dtype=torch.float64)
+    same = uf.ULSAM(
+        6, 2, bias=True, norm="batch", activation="relu", eps=0.1, dtype=torch.float64, backend=ours.backend
+    )
     same.load_state_dict(theirs.state_dict())
     assert (same.dw_norm.momentum, same.pw_norm.eps) == (0.9, 0.1)
     x, dy = data(2, 6, 4, 4)

@@ -1,22 +1,28 @@
-"""Which backend serves a call: "triton", "torch", "reference", or "auto" to choose by device.
+"""Which backend serves a call: "triton", "cpp", "torch", "reference", or "auto" to choose by device.
 
 A call's own argument wins over `set_backend`. That wins over the environment variable ULSAM_FUSED_BACKEND. That wins
-over the rule for "auto": Triton for GPU tensors where Triton can be imported, else PyTorch. A backend that was asked
-for by name and cannot serve raises; nothing falls back in silence.
+over the rule for "auto": Triton for GPU tensors where Triton can be imported, C++ for CPU tensors where it can be
+compiled, else PyTorch. A backend that was asked for by name and cannot serve raises. Where "auto" has to do without the
+C++ kernels, a warning says why, once; nothing falls back in silence.
 """
 
 import functools
 import importlib
 import os
+import warnings
 from typing import cast
 
 import torch
 
 from .kernels.contract import Backend, NormBackend
 
-BACKENDS = ("auto", "triton", "torch", "reference")
+BACKENDS = ("auto", "triton", "cpp", "torch", "reference")
 ENVIRONMENT = "ULSAM_FUSED_BACKEND"
-_FOLDERS = {"triton": "ulsam_fused.kernels.gpu", "torch": "ulsam_fused.torch_backend"}
+_FOLDERS = {
+    "triton": "ulsam_fused.kernels.gpu",
+    "cpp": "ulsam_fused.kernels.cpu",
+    "torch": "ulsam_fused.torch_backend",
+}
 """Where the two doors of a backend are. A new backend is a folder, and a line here."""
 
 _environment = os.environ.get(ENVIRONMENT) or "auto"  # read once, when the package is imported
@@ -29,7 +35,7 @@ def set_backend(name: str) -> None:
     """Choose the backend that `backend="auto"` takes in this process; "auto" returns to the environment and the rule.
 
     Args:
-        name: "auto", "triton", "torch" or "reference".
+        name: "auto", "triton", "cpp", "torch" or "reference".
 
     Raises:
         ValueError: the name is none of these.
@@ -61,7 +67,7 @@ def requested(backend: str) -> str:
 
 
 def resolve(backend: str, device: torch.device) -> str:
-    """The backend that serves a call on this device: "triton", "torch" or "reference".
+    """The backend that serves a call on this device: "triton", "cpp", "torch" or "reference".
 
     Raises:
         ValueError: unknown name.
@@ -69,12 +75,29 @@ def resolve(backend: str, device: torch.device) -> str:
     """
     backend = requested(backend)
     if backend == "auto":
-        return "triton" if device.type == "cuda" and triton_problem() is None else "torch"
-    if backend == "triton":
-        problem = why_not_triton(device)
-        if problem is not None:
-            raise RuntimeError(f'backend "triton" cannot serve a tensor on {device}: {problem}')
+        return _automatic(device)
+    problem = why_not(backend, device)
+    if problem is not None:
+        raise RuntimeError(f'backend "{backend}" cannot serve a tensor on {device}: {problem}')
     return backend
+
+
+def _automatic(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "triton" if triton_problem() is None else "torch"
+    if device.type == "cpu":
+        problem = why_not_cpp(device)
+        if problem is None:
+            return "cpp"
+        _warn_once(problem)
+    return "torch"
+
+
+@functools.lru_cache(maxsize=1)
+def _warn_once(problem: str) -> None:
+    warnings.warn(
+        f"ulsam_fused computes in PyTorch on the CPU, which is slower than its C++ kernels: {problem}", stacklevel=2
+    )
 
 
 def door(backend: str, device: torch.device) -> Backend:
@@ -94,6 +117,23 @@ def norm_door(backend: str, device: torch.device) -> NormBackend:
         module = importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.norm_backend")
         found = _norm_doors[key] = cast(NormBackend, module)
     return found
+
+
+def why_not(backend: str, device: torch.device) -> str | None:
+    """Why a backend cannot serve tensors on this device; None where it can. Asked of "cpp", it compiles the kernels."""
+    if backend == "triton":
+        return why_not_triton(device)
+    if backend == "cpp":
+        return why_not_cpp(device)
+    return None
+
+
+def why_not_cpp(device: torch.device) -> str | None:
+    """Why the C++ backend cannot serve tensors on this device; the first call compiles it, in seconds."""
+    if device.type != "cpu":
+        return f"C++ kernels run on a CPU, not on {device.type}"
+    problem: str | None = importlib.import_module(f"{_FOLDERS['cpp']}.build").problem()
+    return problem
 
 
 def why_not_triton(device: torch.device) -> str | None:

@@ -73,6 +73,10 @@ def _backend_reason(asked: str, route: Route, backend: str, x: Tensor) -> str:
         return "transforms and exporters see through plain PyTorch only"
     if x.device.type == "cuda":
         return backends.why_not_triton(x.device) or ""
+    if backend == "cpp":
+        return "a CPU tensor, and the C++ kernels are compiled"
+    if x.device.type == "cpu":
+        return backends.why_not_cpp(x.device) or ""
     return f"a tensor on {x.device.type}: vectorised PyTorch"
 
 

@@ -80,7 +80,7 @@ def subspace_attention(
         activation: None, or "relu" after both convolutions.
         return_attention: also return A, differentiable.
         out_dtype: type of y; x's type by default.
-        backend: "auto", "triton", "torch" or "reference"; see `explain`.
+        backend: "auto", "triton", "cpp", "torch" or "reference"; see `explain`.
 
     Returns:
         y [N, C, H, W] with the strides of `torch.empty_like(x)`; with `return_attention` the pair (y, A), where

@@ -39,7 +39,7 @@ class ULSAM(SharesBatch, nn.Module):
         norm: None, or "batch" after both convolutions.
         momentum, eps: of both norms, as in torch.nn.BatchNorm2d; the authors' momentum is 0.9.
         out_dtype: type of the output; x's by default. torch.float32 keeps what 16 bits round away.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "cpp", "torch" or "reference".
         device, dtype: of the parameters.
 
     Shape:

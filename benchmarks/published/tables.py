@@ -28,9 +28,12 @@ PROVIDERS = {  # of the JSON rows -> heading
     "paper-eager": "paper's formula, eager",
     "vectorised": "vectorised, eager",
     "vectorised+compile": "vectorised, compiled",
-    "fused[torch]+norm": "ours, authors' form",
-    "fused[torch]": "ours, paper's form",
+    "fused[torch]+norm": "ours in PyTorch, authors' form",
+    "fused[torch]": "ours in PyTorch, paper's form",
+    "fused[cpp]+norm": "ours, authors' form",
+    "fused[cpp]": "ours, paper's form",
 }
+OURS = ("fused[triton]", "fused[cpp]", "fused[torch]")  # the first that a file has is what "auto" takes there
 COMPILED = "vectorised+compile"  # the peer to beat
 GAINS = {"forward": "runs forward", "train-norm": "trains"}  # direction: the words of README's sentence
 Group = dict[str, Row]  # the rows of one case, direction, type and memory format, by provider
@@ -50,6 +53,12 @@ def _taken(result: Result) -> str:
     return f"torch {result['torch']}, {triton}commit {(result['commit'] or 'unknown')[:9]}, {result['date'][:10]}"
 
 
+def ours(result: Result) -> str:
+    """Which of our providers a file's tables are about."""
+    measured = {row["provider"] for row in result["rows"]}
+    return next((name for name in OURS if name in measured or f"{name}+norm" in measured), OURS[-1])
+
+
 def cpu_tables(result: Result) -> str:
     """Median milliseconds of all providers at the sizes that have them, and our ratios at every size."""
     found = groups(result)
@@ -64,7 +73,7 @@ def cpu_tables(result: Result) -> str:
     ]
     for (case, direction, *_), group in detailed.items():
         lines.append(_line([case, direction, *(_milliseconds(group.get(name)) for name in providers)]))
-    lines += ["", *_ratios(found)]
+    lines += ["", *_ratios(found, ours(result))]
     return "\n".join(lines) + "\n"
 
 
@@ -75,8 +84,8 @@ def _milliseconds(row: Row | None) -> str:
     return time if row["provider"] == "eager" else f"{time} ({row['speedup_vs_eager']:.1f}×)"
 
 
-def _ratios(found: dict[tuple[str, ...], Group]) -> list[str]:
-    columns = (("forward", "fused[torch]"), ("forward+backward", "fused[torch]"), ("train-norm", "fused[torch]+norm"))
+def _ratios(found: dict[tuple[str, ...], Group], name: str) -> list[str]:
+    columns = (("forward", name), ("forward+backward", name), ("train-norm", f"{name}+norm"))
     lines = [
         "Our times at every size, from the same run: milliseconds; how many times faster than the authors' module in "
         "eager mode / than the vectorised form under torch.compile; the ceiling in percent of our time. The ceiling is "
@@ -144,7 +153,7 @@ def gain(result: Result) -> str:
     for direction, words in GAINS.items():
         gains = [
             row["speedup_vs_eager"] for row in result["rows"]
-            if row["direction"] == direction and row["provider"].startswith("fused") and row["form"] == "upstream"
+            if row["direction"] == direction and row["provider"] == f"{ours(result)}+norm"
             and row["speedup_vs_eager"] is not None
         ]  # fmt: skip
         if gains:

@@ -61,7 +61,7 @@ def test_every_case_is_measured_on_a_cpu_beside_its_peers() -> None:
     assert all(sizes.numbers(case)[0] <= sizes.SMALL_BATCH for case in measured)
     for options in planned:
         assert (options.dtype, options.direction) == ("float32", None)
-        assert options.compile or {"eager", "vectorised+compile", "fused[torch]"} <= set(options.provider)
+        assert options.compile or {"eager", "vectorised+compile", "fused[cpp]"} <= set(options.provider)
 
 
 class Machine:

@@ -190,7 +190,8 @@ def test_the_interpreter_is_timed_only_when_asked_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench, "providers", note)
     monkeypatch.setattr(bench.devices.backends, "triton_problem", lambda: None)
     monkeypatch.setattr(bench.devices.backends, "interpreting", lambda: True)
+    monkeypatch.setattr(bench.devices.backends, "why_not_cpp", lambda device: None)
     case = ["bench", "--device", "cpu", "--case", "1x2x3x3/g1", "--seconds", "0.001"]
     assert cli.main(case) == 0
     assert cli.main([*case, "--backend", "triton"]) == 0
-    assert seen == [["torch"], ["triton"]]
+    assert seen == [["cpp", "torch"], ["triton"]]

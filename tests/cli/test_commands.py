@@ -83,15 +83,18 @@ def test_info_says_what_auto_takes_and_why_others_cannot(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(info.backends, "triton_problem", lambda: "Triton cannot be imported (no reason)")
+    monkeypatch.setattr(info.backends, "why_not_cpp", lambda device: "there is no C++ compiler")
     assert cli.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     cpu = next(device for device in facts["devices"] if device["device"] == "cpu")
     assert cpu["auto"]["backend"] == "torch"
     assert cpu["backends"] == {
         "triton": "Triton cannot be imported (no reason)",
+        "cpp": "there is no C++ compiler",
         "torch": "yes",
         "reference": "yes",
     }
+    assert cpu["auto"]["why"] == "there is no C++ compiler"
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out
     assert 'backend "auto" takes torch' in text

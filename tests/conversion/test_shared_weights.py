@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from tests.helpers import wild
 from tests.helpers.authors import assert_close
 from tests.helpers.training import assert_same_training
@@ -22,7 +23,7 @@ def pair(device: str = "cpu", backend: str = "auto", **options: Any) -> tuple[nn
     return theirs, ours
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("backend", serving.ALL)
 @pytest.mark.parametrize("legacy", [False, True], ids=["", "legacy"])
 def test_training_and_then_eval(backend: str, legacy: bool, device: str) -> None:
     steps = 1 if backend == "triton" and device == "cpu" else 3  # Triton's interpreter is slow

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 import ulsam_fused as uf
+from tests.helpers.backends import CPP
 
 # finite differences must not cross a tie of the maximum or the kink of a ReLU: all x are 0.1 apart, and every u and
 # every logit at least 0.01 from 0
 BACKENDS = [
-    pytest.param(backend, shape, splits, id=backend)
-    for backend, shape, splits in (
-        ("reference", (2, 4, 3, 4), 2),
-        ("torch", (2, 4, 3, 4), 2),
-        ("triton", (1, 2, 3, 2), 1),  # hundreds of calls, and the interpreter takes 0.1 s for one
+    pytest.param(backend, shape, splits, id=backend, marks=marks)
+    for backend, shape, splits, marks in (
+        ("reference", (2, 4, 3, 4), 2, ()),
+        ("torch", (2, 4, 3, 4), 2, ()),
+        ("cpp", (2, 4, 3, 4), 2, CPP.marks),
+        ("triton", (1, 2, 3, 2), 1, ()),  # hundreds of calls, and the interpreter takes 0.1 s for one
     )
 ]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from tests.helpers.authors import joined, pair, step
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -28,7 +29,7 @@ def losses(module: nn.Module, x: Tensor, dy: Tensor, golden: dict[str, Tensor]) 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("half_parameters", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", serving.FUSED)
 def test_against_float64(dtype: torch.dtype, half_parameters: bool, training: bool, backend: str, device: str) -> None:
     """Half x: errors at most twice those of the authors' module in the same type, plus its epsilon."""
     theirs, ours = pair(4, 2, device=device)

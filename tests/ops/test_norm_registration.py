@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ulsam_fused.kernels.contract import Exchange, Options
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from tests.helpers.authors import assert_same_step, pair, step
 from ulsam_fused import backends
 from ulsam_fused.ops import norm_autograd
@@ -20,7 +21,7 @@ from ulsam_fused.torch_backend import norm_backend as torch_norm
 pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.compile up
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=serving.FUSED)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

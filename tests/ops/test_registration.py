@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from ulsam_fused.ops import autograd
 
-BACKENDS = ["torch", "triton"]
 pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.compile up
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=serving.FUSED)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -105,7 +105,7 @@ def test_a_call_takes_the_route_that_was_decided(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("layer", "lines"),
     [
-        (uf.ULSAM(4, 2), ["backend: torch (a tensor on cpu: vectorised PyTorch)", "way: the backend itself"]),
+        (uf.ULSAM(4, 2), ["backend: cpp (a CPU tensor, and the C++ kernels are compiled)", "way: the backend itself"]),
         (uf.ULSAM(4, 2, backend="torch"), ["backend: torch (asked for by the layer)"]),
         (uf.ULSAM(4, 2, backend="reference"), ["backend: reference (asked for by the layer)", "way: eager PyTorch"]),
         (

@@ -15,6 +15,8 @@ COLOURS = {  # by provider; the fused ones stand out
     "vectorised+compile": "#c3d9ef",
     "fused[triton]": "#c8442e",
     "fused[triton]+norm": "#e58a6f",
+    "fused[cpp]": "#2a9d5c",
+    "fused[cpp]+norm": "#7fcf9f",
     "fused[torch]": "#d98a1f",
     "fused[torch]+norm": "#edbd78",
 }

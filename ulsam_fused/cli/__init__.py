@@ -18,6 +18,7 @@ COMMANDS = {  # name, which is also the module's: the line that `ulsam-fused --h
     "check": "compare the fused operator with the reference on this machine, values and gradients",
     "bench": "time the fused operator beside eager PyTorch, the vectorised form and torch.compile",
     "attend": "draw the attention maps of a picture",
+    "build": "compile the C++ backend ahead of its first use",
     "count": "count parameters and multiply-accumulates: the paper's tables, or one model",
 }
 

@@ -64,7 +64,7 @@ def _device(device: torch.device) -> dict[str, Any]:
         facts["memory_gib"] = round(properties.total_memory / 2**30, 1)
     chosen, why = _auto(device)
     facts["auto"] = {"backend": chosen, "why": why}
-    facts["backends"] = {name: devices.why_not(name, device) or "yes" for name in backends.BACKENDS if name != "auto"}
+    facts["backends"] = {name: backends.why_not(name, device) or "yes" for name in backends.BACKENDS if name != "auto"}
     return facts
 
 
@@ -76,11 +76,11 @@ def _auto(device: torch.device) -> tuple[str | None, str]:
         raise UserError(str(error)) from None
     if asked != "auto":
         why = f"asked for by {backends.ENVIRONMENT}"
-        problem = devices.why_not(asked, device)
+        problem = backends.why_not(asked, device)
         return (asked, why) if problem is None else (None, f'"{asked}" is {why}, and cannot serve: {problem}')
     chosen = backends.resolve("auto", device)
     if device.type != "cuda":
-        return chosen, "the rule for a tensor that is not on a GPU"
+        return chosen, backends.why_not_cpp(device) or "the rule for a tensor on a CPU"
     if chosen == "triton":
         return chosen, "the rule for a tensor on a GPU"
     return chosen, str(backends.triton_problem())

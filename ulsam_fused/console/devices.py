@@ -9,7 +9,7 @@ import torch
 from .. import backends
 from .errors import UserError
 
-FUSED = ("triton", "torch")  # compared with the reference
+FUSED = ("triton", "cpp", "torch")  # compared with the reference
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -42,11 +42,6 @@ def pick(name: str | None) -> torch.device:
     return device
 
 
-def why_not(backend: str, device: torch.device) -> str | None:
-    """Why a backend cannot serve tensors on this device; None where it can."""
-    return backends.why_not_triton(device) if backend == "triton" else None
-
-
 def fused_backends(asked: list[str] | None, device: torch.device) -> list[str]:
     """The backends asked for, or every fused one that serves this device.
 
@@ -54,10 +49,10 @@ def fused_backends(asked: list[str] | None, device: torch.device) -> list[str]:
         UserError: a backend that was asked for cannot serve.
     """
     for name in asked or ():
-        problem = why_not(name, device)
+        problem = backends.why_not(name, device)
         if problem is not None:
             raise UserError(f"--backend {name} cannot serve tensors on {device}: {problem}")
-    return list(dict.fromkeys(asked)) if asked else [name for name in FUSED if why_not(name, device) is None]
+    return list(dict.fromkeys(asked)) if asked else [name for name in FUSED if backends.why_not(name, device) is None]
 
 
 def interpreted(backend: str, device: torch.device) -> bool:

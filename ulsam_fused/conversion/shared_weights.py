@@ -69,7 +69,7 @@ class SharedULSAM(SharesBatch, _Shared):
         names: under which this layer holds the given ones.
         activation: None, or "relu" after both norms.
         legacy_maxpool_input: pool x itself, as the authors' code did before October 2020.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "cpp", "torch" or "reference".
 
     Shape:
         x [N, g * G, H, W] -> y [N, g * G, H, W], with the memory format of x.

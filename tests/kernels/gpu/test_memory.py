@@ -10,6 +10,7 @@ from torch import Tensor
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from tests.helpers.golden import GRADIENTS, Case, check, make_case, run_backward, run_forward, run_public, saved
 from tests.helpers.guards import Guards, guard_allocations
 from tests.helpers.launches import count_launches, slab, split
@@ -98,7 +99,7 @@ def test_launches(config: LaunchConfig, launches: int, device: str, monkeypatch:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", serving.FUSED)
 def test_saved_for_backward(backend: str, dtype: torch.dtype, device: str) -> None:
     """x and the parameters themselves, and at most 8 bytes per pixel and subspace."""
     case = make_case((2, 4, 3, 5), 2, dtype, device)
@@ -118,7 +119,7 @@ def test_saved_for_backward(backend: str, dtype: torch.dtype, device: str) -> No
     assert 0 < sum(kept.values()) <= 8 * 2 * 2 * 3 * 5
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", serving.FUSED)
 def test_inputs_are_not_changed(backend: str, device: str) -> None:
     case = make_case((1, 4, 3, 5), 2, torch.float32, device, relu_u=True, relu_z=True)
     before = [t.clone() for t in (*case.tensors(), case.dy, case.d_attention)]
