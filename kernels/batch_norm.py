@@ -14,7 +14,7 @@ into the convolution before it. As torch.nn.BatchNorm2d: biased variance to norm
 import torch
 from torch import Tensor
 
-from .contract import FixedNorm, Group, Running
+from .contract import FixedNorm, Group, LogitStatistics, Running
 
 
 def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, factor: Tensor | None = None) -> None:
@@ -27,6 +27,17 @@ def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, f
         mean = mean + running.bias
     running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
     running.var.lerp_(unbiased.to(running.var.dtype), running.momentum)
+
+
+def without_norm(z: Tensor, b: Tensor | None) -> Tensor:
+    """The rows of `LogitStatistics`, [6, g], where the logits z [N, g, H, W] have no norm, but perhaps a bias [g]."""
+    second = z.new_zeros(6, z.shape[1])
+    statistics = LogitStatistics(*second)
+    statistics.gain.fill_(1)
+    statistics.rstd.fill_(1)
+    if b is not None:
+        statistics.offset.copy_(b)
+    return second
 
 
 def fold(weight: Tensor, bias: Tensor | None, norm: FixedNorm, repeat: int = 1) -> tuple[Tensor, Tensor]:

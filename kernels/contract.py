@@ -13,6 +13,29 @@ import torch
 from torch import Tensor
 
 
+class Inputs(NamedTuple):
+    """The tensors of the general form."""
+
+    x: Tensor  # [N, C, H, W], any strides
+    scale: Tensor  # [C]
+    shift: Tensor | None  # [C]
+    v: Tensor  # [C]
+    b: Tensor | None  # [g]
+
+
+class NormInputs(NamedTuple):
+    """The tensors of the form with BatchNorms. Without gamma1, dw and beta1 are scale and shift; without gamma2,
+    beta2 is b."""
+
+    x: Tensor  # [N, C, H, W], any strides; a backend gets none that is empty
+    dw: Tensor  # [C]
+    gamma1: Tensor | None  # [C]; None: there is no norm after the depthwise convolution
+    beta1: Tensor | None  # [C]
+    pw: Tensor  # [C]
+    gamma2: Tensor | None  # [g]; None: there is none after the pointwise convolution
+    beta2: Tensor | None  # [g]
+
+
 class Options(NamedTuple):
     """All that a call says besides its tensors."""
 
@@ -37,13 +60,13 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the general form's inputs, each in the type of its own; None, or of no elements, where the input is None."""
+    """Of `Inputs`, each of its shape and type; None, or of no elements, where the input is None."""
 
-    x: Tensor  # [N, C, H, W], strides of empty_like(x)
-    scale: Tensor  # [C]
-    shift: Tensor | None  # [C]
-    v: Tensor  # [C]
-    b: Tensor | None  # [g]
+    x: Tensor  # strides of empty_like(x)
+    scale: Tensor
+    shift: Tensor | None
+    v: Tensor
+    b: Tensor | None
 
 
 class FixedNorm(NamedTuple):
@@ -125,39 +148,27 @@ class NormForward(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """Of its inputs; None, or of no elements, where the input is None. Those of parameters are this process's."""
+    """Of `NormInputs`, as `Gradients`. Those of parameters are this process's."""
 
     x: Tensor
-    dw: Tensor  # [C]
-    gamma1: Tensor | None  # [C]
-    beta1: Tensor | None  # [C]
-    pw: Tensor  # [C]
-    gamma2: Tensor | None  # [g]
-    beta2: Tensor | None  # [g]
+    dw: Tensor
+    gamma1: Tensor | None
+    beta1: Tensor | None
+    pw: Tensor
+    gamma2: Tensor | None
+    beta2: Tensor | None
 
 
 class Backend(Protocol):
     """The door `backend.py`: the general form, without norms."""
 
-    def forward(
-        self,
-        x: Tensor,  # [N, C, H, W], any strides
-        scale: Tensor,  # [C]
-        shift: Tensor | None,  # [C]
-        v: Tensor,  # [C]
-        b: Tensor | None,  # [g]
-        options: Options,
-    ) -> Forward: ...
+    def forward(self, inputs: Inputs, options: Options) -> Forward: ...
 
     def backward(
         self,
         dy: Tensor | None,  # [N, C, H, W], any strides and float type; None: y had no gradient
         d_attention: Tensor | None,  # [N, g, H, W], the gradient that arrives at A itself
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor | None,
-        v: Tensor,
-        b: Tensor | None,
+        inputs: Inputs,
         z: Tensor,  # and lse: what forward gave
         lse: Tensor,
         options: Options,
@@ -165,36 +176,16 @@ class Backend(Protocol):
 
 
 class NormBackend(Protocol):
-    """The door `norm_backend.py`: the form with BatchNorms, of which either may be absent.
+    """The door `norm_backend.py`: the form with BatchNorms, of which either may be absent."""
 
-    Without gamma1, dw and beta1 are scale and shift; without gamma2, beta2 is b.
-    """
-
-    def norm_forward(
-        self,
-        x: Tensor,  # [N, C, H, W], any strides, not empty
-        dw: Tensor,  # [C]
-        gamma1: Tensor | None,  # [C]
-        beta1: Tensor | None,  # [C]
-        pw: Tensor,  # [C]
-        gamma2: Tensor | None,  # [g]
-        beta2: Tensor | None,  # [g]
-        options: Options,
-        exchange: Exchange,
-    ) -> NormForward:
+    def norm_forward(self, inputs: NormInputs, options: Options, exchange: Exchange) -> NormForward:
         """With the statistics of this batch."""
 
     def norm_backward(
         self,
         dy: Tensor | None,
         d_attention: Tensor | None,
-        x: Tensor,
-        dw: Tensor,
-        gamma1: Tensor | None,
-        beta1: Tensor | None,
-        pw: Tensor,
-        gamma2: Tensor | None,
-        beta2: Tensor | None,
+        inputs: NormInputs,
         saved: NormSaved,
         options: Options,
         group: Group | None,

@@ -63,7 +63,7 @@ def requested(backend: str) -> str:
     Raises:
         ValueError: unknown name.
     """
-    return get_backend() if check_backend(backend) == "auto" else backend
+    return get_backend() if backend == "auto" else check_backend(backend)
 
 
 def resolve(backend: str, device: torch.device) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends, reference
-from .kernels.contract import Options
+from .kernels.contract import Inputs, Options
 from .ops import autograd, checks
 from .ops.routes import any_requires_grad, general_route
 
@@ -100,15 +100,14 @@ def subspace_attention(
     if out_dtype is not None:
         checks.check_out_dtype(out_dtype)
     route = general_route(x, backends.requested(backend))
+    inputs = Inputs(x, dw_weight, dw_bias, pw_weight, pw_bias)
     attention: Tensor | None
     if route.way == "reference":
-        y, attention = reference.general_form(
-            x, dw_weight, dw_bias, pw_weight, pw_bias, g, relu_u=relu, relu_z=relu, out_dtype=out_dtype
-        )
+        y, attention = reference.general_form(*inputs, g, relu_u=relu, relu_z=relu, out_dtype=out_dtype)
     else:
-        gradients = torch.is_grad_enabled() and any_requires_grad(x, dw_weight, dw_bias, pw_weight, pw_bias)
+        gradients = torch.is_grad_enabled() and any_requires_grad(*inputs)
         options = Options(g, relu, relu, out_dtype, return_attention, gradients, 0.0, 0.0, route.backend)
-        y, attention = autograd.general_form(x, dw_weight, dw_bias, pw_weight, pw_bias, options, route)
+        y, attention = autograd.general_form(inputs, options, route)
     if not return_attention:
         return y
     assert attention is not None

@@ -60,26 +60,9 @@ def general_form(
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The general form above, each activation the identity or ReLU; returns y [N,C,H,W] and A [N,num_splits,H,W]."""
-    size = x.shape[1] // num_splits  # G
-    ys, maps = [], []
-    for k in range(num_splits):
-        channels = slice(k * size, (k + 1) * size)
-        x_k = x[:, channels]
-        u = scale[channels].view(1, -1, 1, 1) * x_k
-        if shift is not None:
-            u = u + shift[channels].view(1, -1, 1, 1)
-        if relu_u:
-            u = u.relu()
-        m = F.max_pool2d(u, kernel_size=3, stride=1, padding=1)
-        z = (v[channels].view(1, -1, 1, 1) * m).sum(dim=1, keepdim=True)
-        if b is not None:
-            z = z + b[k]
-        if relu_z:
-            z = z.relu()
-        a = z.flatten(2).softmax(dim=-1, dtype=torch.promote_types(z.dtype, torch.float32)).view_as(z)
-        ys.append((1 + a) * x_k)
-        maps.append(a)
-    return torch.cat(ys, dim=1).to(out_dtype or x.dtype), torch.cat(maps, dim=1)
+    return batch_norm_form(
+        x, scale, shift, None, v, b, None, num_splits, relu_u=relu_u, relu_z=relu_z, out_dtype=out_dtype
+    )
 
 
 class BatchNorm(NamedTuple):

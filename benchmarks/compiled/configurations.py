@@ -87,18 +87,19 @@ class Call:
         config, options = self.config, Options(1, self.general, self.general)
         norm_options = Options(1, True, True, eps1=1e-5, eps2=1e-5)
         if self.direction == "forward":
-            launcher.forward(x, p, shift, p, b, options, config=config)
+            launcher.forward(Inputs(x, p, shift, p, b), options, config=config)
         elif self.direction == "backward":
-            launcher.backward(x, None, x, p, shift, p, b, z, lse, options, config=config)
+            launcher.backward(x, None, Inputs(x, p, shift, p, b), z, lse, options, config=config)
         elif self.direction == "norm_forward":
             exchange = Exchange(Running(p, p, p, 0.1), Running(p, p, p, 0.1))
-            norm_launcher.norm_forward(x, p, p, p, p, k, k, norm_options, exchange, config=config)
+            norm_launcher.norm_forward(NormInputs(x, p, p, p, p, k, k), norm_options, exchange, config=config)
         elif self.direction == "folded":
             first, second = FixedNorm(p, p, p, p, 1e-5), FixedNorm(k, k, k, k, 1e-5)
             norm_launcher.folded_forward(x, p, p, first, p, k, second, norm_options, config=config)
         else:
             gamma1, saved = p if self.general else None, NormSaved(z, lse, p.new_empty((5, c)), p.new_empty((6, 1)))
-            norm_launcher.norm_backward(x, None, x, p, gamma1, p, p, k, k, saved, norm_options, config=config)
+            inputs = NormInputs(x, p, gamma1, p, p, k, k)
+            norm_launcher.norm_backward(x, None, inputs, saved, norm_options, config=config)
 
 
 def shipped(matrix: bool = False) -> list[Call]:

@@ -89,7 +89,7 @@ class Work:
     def saved(self) -> list[Forward]:
         """Of a forward in the paper's form, for each set of inputs."""
         p, options = self.parameters, Options(self.target.num_splits, False, False)
-        return [launcher.forward(x, p.dw, None, p.pw, None, options) for x in self.xs]
+        return [launcher.forward(Inputs(x, p.dw, None, p.pw, None), options) for x in self.xs]
 
     @functools.cached_property
     def norm_saved(self) -> list[NormSaved]:
@@ -97,7 +97,7 @@ class Work:
         p, found = self.parameters, []
         for x in self.xs:
             _, _, z, lse, first, second = norm_launcher.norm_forward(
-                x, p.dw, p.gamma1, p.beta1, p.pw, p.gamma2, p.beta2, self._norm_options(False), Exchange()
+                self._norm_inputs(x), self._norm_options(False), Exchange()
             )
             found.append(NormSaved(z, lse, first, second))
         return found
@@ -118,14 +118,14 @@ class Work:
     def _forward(self, candidate: Candidate, i: int, attention: bool) -> Results:
         p = self.parameters
         options = Options(self.target.num_splits, False, False, need_attention=attention, need_lse=False)
-        y, a, _, _ = launcher.forward(self.xs[i], p.dw, None, p.pw, None, options, config=candidate.launch)
+        y, a, _, _ = launcher.forward(inputs, options, config=candidate.launch)
         return {"y": y} if a is None else {"y": y, "A": a}
 
     def _backward(self, candidate: Candidate, i: int) -> Results:
         p, saved, options = self.parameters, self.saved[i], Options(self.target.num_splits, False, False)
         assert saved.lse is not None
         dx, ddw, _, dpw, _ = launcher.backward(
-            self.dys[i], None, self.xs[i], p.dw, None, p.pw, None, saved.z, saved.lse, options, config=candidate.launch
+            self.dys[i], None, inputs, saved.z, saved.lse, options, config=candidate.launch
         )
         return {"dx": dx, "ddw": ddw, "dpw": dpw}
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import Forward, Gradients, Options
+from ..contract import Forward, Gradients, Inputs, Options
 from . import build
 
 
-def forward(x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, options: Options) -> Forward:
+def forward(inputs: Inputs, options: Options) -> Forward:
     """A and lse are None unless needed."""
     if torch.is_grad_enabled():  # in an autograd.Function it is not, and the context costs microseconds
         with torch.no_grad():
-            return forward(x, scale, shift, v, b, options)
+            return forward(inputs, options)
+    x = inputs.x
     num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
     n, _, h, w = x.shape
     dtype = compute_dtype(x)
@@ -26,24 +27,21 @@ def forward(x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor
     z = torch.empty((n, num_splits, h, w), dtype=dtype, device="cpu")
     attention = torch.empty_like(z) if options.need_attention else None
     lse = torch.empty((n, num_splits), dtype=dtype, device="cpu") if options.need_lse else None
-    operator("forward")(x, scale, shift, v, b, None, y, z, attention, lse, num_splits, relu_u, relu_z, True, True)
+    operator("forward")(*inputs, None, y, z, attention, lse, num_splits, relu_u, relu_z, True, True)
     return Forward(y if out_dtype is None else y.to(out_dtype), attention, z, lse)
 
 
 def backward(
     dy: Tensor | None,
     d_attention: Tensor | None,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    v: Tensor,
-    b: Tensor | None,
+    inputs: Inputs,
     z: Tensor,
     lse: Tensor,
     options: Options,
 ) -> Gradients:
     """db is exactly 0 (or NaN) where act_z is the identity. lse is not needed here: z gives A to the last bit."""
     backward_op = operator("backward")
+    x, scale, shift, v, b = inputs
     with torch.no_grad():
         dx = torch.empty_like(x)
         dscale, dv = torch.empty_like(scale), torch.empty_like(v)

@@ -21,7 +21,7 @@ shift, or beta2 is b. Over several processes, moments and sums are exchanged thr
 import torch
 from torch import Tensor
 
-from ..batch_norm import combine, fold, update_running
+from ..batch_norm import combine, fold, update_running, without_norm
 from ..contract import (
     Exchange,
     FixedNorm,
@@ -30,26 +30,18 @@ from ..contract import (
     LogitStatistics,
     NormForward,
     NormGradients,
+    NormInputs,
     NormSaved,
     Options,
 )
 from .backend import compute_dtype, given_gradient, given_map, operator, stored_dtype
 
 
-def norm_forward(
-    x: Tensor,  # [N, C, H, W], any strides, not empty
-    dw: Tensor,  # [C]
-    gamma1: Tensor | None,  # [C]; None: dw and beta1 are scale and shift
-    beta1: Tensor | None,  # [C]
-    pw: Tensor,  # [C]
-    gamma2: Tensor | None,  # [g]; None: beta2 is the bias b
-    beta2: Tensor | None,  # [g]
-    options: Options,
-    exchange: Exchange,
-) -> NormForward:
+def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> NormForward:
     """A is None unless needed, and first is empty without the depthwise norm."""
     forward_op, fold_op = operator("forward"), operator("norm_fold")
     num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
+    x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     running1, running2, group = exchange
     with torch.no_grad():
         dtype = compute_dtype(x)
@@ -68,12 +60,7 @@ def norm_forward(
         z = x.new_empty((n, num_splits, h, w), dtype=dtype)
         forward_op(x, scale, shift, pw, None, None, None, z, None, None, num_splits, relu_u, relu_z, True, False)
         if gamma2 is None:
-            second = z.new_zeros(6, num_splits)
-            absent = LogitStatistics(*second)
-            absent.gain.fill_(1)
-            absent.rstd.fill_(1)
-            if beta2 is not None:
-                absent.offset.copy_(beta2)
+            second = without_norm(z, beta2)
         else:
             second = z.new_empty(6, num_splits)
             fold_op(_moments(z, group), None, gamma2, beta2, options.eps2, second, None)
@@ -88,20 +75,15 @@ def norm_forward(
 
 
 def norm_backward(
-    dy: Tensor | None,  # [N, C, H, W], any strides and float dtype; None: y had no gradient
-    d_attention: Tensor | None,  # [N, g, H, W]
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
+    dy: Tensor | None,
+    d_attention: Tensor | None,
+    inputs: NormInputs,
     saved: NormSaved,
     options: Options,
     group: Group | None = None,
 ) -> NormGradients:
     """Each in the type of its own; dx with the strides of empty_like(x)."""
+    x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     z, _, first, second = saved
     num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
     with torch.no_grad():
@@ -130,12 +112,12 @@ def norm_backward(
 
 
 def folded_forward(
-    x: Tensor,  # [N, C, H, W]
-    dw: Tensor | None,  # [C]; None: x itself is pooled
-    dw_bias: Tensor | None,  # [C]
-    norm1: FixedNorm | None,  # None: dw and dw_bias are scale and shift
-    pw: Tensor,  # [C]
-    pw_bias: Tensor | None,  # [g]
+    x: Tensor,
+    dw: Tensor | None,
+    dw_bias: Tensor | None,
+    norm1: FixedNorm | None,
+    pw: Tensor,
+    pw_bias: Tensor | None,
     norm2: FixedNorm,
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:

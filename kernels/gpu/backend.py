@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..contract import Forward, Gradients, Options
+from ..contract import Forward, Gradients, Inputs, Options
 from .forward import forward_kernel
 from .launching.config import LaunchConfig
 from .launching.geometry import device_of
@@ -18,17 +18,9 @@ INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when they were imported)."""
 
 
-def forward(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    v: Tensor,
-    b: Tensor | None,
-    options: Options,
-    *,
-    config: LaunchConfig | None = None,
-) -> Forward:
+def forward(inputs: Inputs, options: Options, *, config: LaunchConfig | None = None) -> Forward:
     """One launch, or two when split."""
+    x, scale, shift, v, b = inputs
     plan = forward_plan(x.shape, x.stride(), x.dtype, x.device, options, config)
     y = torch.empty_like(x) if options.out_dtype is None else torch.empty_like(x, dtype=options.out_dtype)
     z = x.new_empty_strided(*plan.z, dtype=plan.map_dtype)
@@ -48,11 +40,7 @@ def forward(
 def backward(
     dy: Tensor | None,
     d_attention: Tensor | None,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    v: Tensor,
-    b: Tensor | None,
+    inputs: Inputs,
     z: Tensor,
     lse: Tensor,
     options: Options,
@@ -60,6 +48,7 @@ def backward(
     config: LaunchConfig | None = None,
 ) -> Gradients:
     """One launch, or two when split, and a sum over programs in a fixed order."""
+    x, scale, shift, v, b = inputs
     dx = torch.empty_like(x)
     if x.numel() == 0:
         return Gradients(

@@ -16,6 +16,7 @@ from ..contract import (
     InputStatistics,
     NormForward,
     NormGradients,
+    NormInputs,
     NormSaved,
     Options,
     Running,
@@ -33,13 +34,7 @@ def moments(x: Tensor, group: Group | None = None, *, config: MomentsConfig | No
 
 
 def norm_forward(
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
+    inputs: NormInputs,
     options: Options,
     exchange: Exchange,
     *,
@@ -47,6 +42,7 @@ def norm_forward(
     first_config: MomentsConfig | None = None,
 ) -> NormForward:
     """Three launches, or two where dw has no norm."""
+    x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     running1, running2, group = exchange
     x_moments = None if gamma1 is None else exchanged(_partial_moments(x, first_config), group)
     x_parts = 0 if x_moments is None else x_moments.shape[0]
@@ -125,13 +121,7 @@ def folded_forward(
 def norm_backward(
     dy: Tensor | None,
     d_attention: Tensor | None,
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
+    inputs: NormInputs,
     saved: NormSaved,
     options: Options,
     group: Group | None = None,
@@ -139,6 +129,7 @@ def norm_backward(
     config: LaunchConfig | None = None,
 ) -> NormGradients:
     """Three launches and a sum over programs in a fixed order. Without gamma1 there is no third launch."""
+    x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     z, lse, first, second = saved
     given = x if dy is None else dy  # dy's strides are not read where dy is None
     plan = norm_backward_plan(

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ulsam_fused.kernels.contract import Options
+from ulsam_fused.kernels.contract import Inputs, Options
 
 import ulsam_fused as uf
 from ulsam_fused import reference
@@ -65,8 +65,8 @@ class Case:
     def options(self, *, out_dtype: torch.dtype | None = None, need_attention: bool = True) -> Options:
         return Options(self.num_splits, self.relu_u, self.relu_z, out_dtype, need_attention)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.scale, self.shift, self.v, self.b
+    def tensors(self) -> Inputs:
+        return Inputs(self.x, self.scale, self.shift, self.v, self.b)
 
 
 @dataclasses.dataclass
@@ -182,7 +182,7 @@ def run_forward(
 ) -> tuple[Results, Tensor, Tensor]:
     """A backend module's forward, its shapes, types and strides checked; also returns z and lse."""
     options = case.options(out_dtype=out_dtype, need_attention=need_attention)
-    y, A, z, lse = module.forward(*case.tensors(), options, **launch)
+    y, A, z, lse = module.forward(case.tensors(), options, **launch)
     n, _, h, w = case.x.shape
     promised = torch.empty_like(case.x, dtype=out_dtype)
     assert (y.shape, y.stride(), y.dtype) == (promised.shape, promised.stride(), promised.dtype)
@@ -198,7 +198,7 @@ def run_forward(
 
 def run_backward(module: ModuleType, case: Case, z: Tensor, lse: Tensor, **launch: Any) -> Results:
     """A backend module's backward, its shapes, types and strides checked."""
-    gradients = module.backward(case.dy, case.d_attention, *case.tensors(), z, lse, case.options(), **launch)
+    gradients = module.backward(case.dy, case.d_attention, case.tensors(), z, lse, case.options(), **launch)
     for name, gradient, t in zip(GRADIENTS, gradients, case.tensors(), strict=True):
         assert (gradient is None) == (t is None), name
         if t is not None:

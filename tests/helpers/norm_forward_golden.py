@@ -126,7 +126,7 @@ def run_norm_forward(
         running1 if case.gamma1 is not None else None, running2 if case.gamma2 is not None else None, group
     )
     options = case.options(out_dtype=out_dtype, need_attention=need_attention)
-    y, A, z, lse, first, second = module.norm_forward(*case.tensors(), options, exchange, **launch)
+    y, A, z, lse, first, second = module.norm_forward(case.tensors(), options, exchange, **launch)
     n, c, h, w = case.x.shape
     g = case.num_splits
     promised = torch.empty_like(case.x, dtype=out_dtype)

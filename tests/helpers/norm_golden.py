@@ -63,8 +63,8 @@ class NormCase:
             self.num_splits, self.relu_u, self.relu_z, out_dtype, need_attention, eps1=self.eps1, eps2=self.eps2
         )
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.dw, self.gamma1, self.beta1, self.pw, self.gamma2, self.beta2
+    def tensors(self) -> NormInputs:
+        return NormInputs(self.x, self.dw, self.gamma1, self.beta1, self.pw, self.gamma2, self.beta2)
 
 
 @dataclasses.dataclass
@@ -202,7 +202,7 @@ def run_norm_reference(case: NormCase, dtype: torch.dtype) -> dict[str, Tensor |
 def run_norm_backward(module: ModuleType, case: NormCase, **launch: Any) -> dict[str, Tensor | None]:
     """A backend module's norm_backward on a perfect forward, its shapes, types and strides checked."""
     gradients = module.norm_backward(
-        case.dy, case.d_attention, *case.tensors(), NormSaved(*saved(case)), case.options(), None, **launch
+        case.dy, case.d_attention, case.tensors(), NormSaved(*saved(case)), case.options(), None, **launch
     )
     for name, gradient, t in zip(GRADIENTS, gradients, case.tensors(), strict=True):
         assert (gradient is None) == (t is None), name

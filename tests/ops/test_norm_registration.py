@@ -153,18 +153,17 @@ def test_only_the_gradients_asked_for(device: str, backend: str, needed: tuple[b
     assert all((p.grad is not None) == needed[1] for p in layer.parameters())
 
 
-def _identity(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return torch_norm.norm_forward(x, *rest)._replace(y=x.clone())
+def _identity(inputs: NormInputs, *rest: Any) -> tuple[Tensor, ...]:
+    return torch_norm.norm_forward(inputs, *rest)._replace(y=inputs.x.clone())
 
 
-def _frozen(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *same, _ = rest
-    return torch_norm.norm_forward(x, *same, Exchange())
+def _frozen(inputs: NormInputs, options: Options, exchange: Exchange) -> tuple[Tensor, ...]:
+    return torch_norm.norm_forward(inputs, options, Exchange())
 
 
-def _other_bits(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    found = torch_norm.norm_forward(x, *rest)
-    return found._replace(y=x + (found.y - x) * 1.001)
+def _other_bits(inputs: NormInputs, *rest: Any) -> tuple[Tensor, ...]:
+    found = torch_norm.norm_forward(inputs, *rest)
+    return found._replace(y=inputs.x + (found.y - inputs.x) * 1.001)
 
 
 @pytest.mark.parametrize("wrong", [_identity, _frozen, _other_bits])

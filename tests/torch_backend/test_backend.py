@@ -111,15 +111,14 @@ def of_backend(case: Case, out_dtype: torch.dtype | None = None) -> list[Tensor 
 
 def forward(case: Case, out_dtype: torch.dtype | None = None, need_attention: bool = True) -> Forward:
     options = Options(case.num_splits, case.relu_u, case.relu_z, out_dtype, need_attention)
-    return torch_backend.forward(case.x, case.scale, case.shift, case.v, case.b, options)
+    return torch_backend.forward(Inputs(case.x, case.scale, case.shift, case.v, case.b), options)
 
 
 def backward(case: Case, z: Tensor, lse: Tensor | None) -> Gradients:
     assert lse is not None
     options = Options(case.num_splits, case.relu_u, case.relu_z)
-    return torch_backend.backward(
-        case.dy, case.d_attention, case.x, case.scale, case.shift, case.v, case.b, z, lse, options
-    )
+    inputs = Inputs(case.x, case.scale, case.shift, case.v, case.b)
+    return torch_backend.backward(case.dy, case.d_attention, inputs, z, lse, options)
 
 
 def assert_equal(case: Case) -> None:
@@ -324,14 +323,17 @@ class Layer(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, v: Tensor, b: Tensor, relu: bool
     ) -> tuple[Tensor, Tensor]:
-        y, A, z, lse = torch_backend.forward(x, scale, shift, v, b, Options(2, relu, relu, need_attention=True))
-        ctx.save_for_backward(x, scale, shift, v, b, z, lse)
+        inputs = Inputs(x, scale, shift, v, b)
+        y, A, z, lse = torch_backend.forward(inputs, Options(2, relu, relu, need_attention=True))
+        ctx.save_for_backward(*inputs, z, lse)
         ctx.relu = relu
         return y, A
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, d_attention: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *torch_backend.backward(dy, d_attention, *ctx.saved_tensors, Options(2, ctx.relu, ctx.relu)), None
+        *inputs, z, lse = ctx.saved_tensors
+        options = Options(2, ctx.relu, ctx.relu)
+        return *torch_backend.backward(dy, d_attention, Inputs(*inputs), z, lse, options), None
 
 
 @pytest.mark.parametrize("relu", [False, True])

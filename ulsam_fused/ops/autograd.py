@@ -12,37 +12,27 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..kernels.contract import Options
+from ..kernels.contract import Inputs, NormInputs, Options
 from . import registration
 from .routes import Route
 
 
-def general_form(
-    x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, options: Options, route: Route
-) -> tuple[Tensor, Tensor | None]:
+def general_form(inputs: Inputs, options: Options, route: Route) -> tuple[Tensor, Tensor | None]:
     """y and A (None or empty unless needed). Without `need_lse` no backward can follow, and no Function is made."""
     if options.need_lse:
-        return SubspaceAttention.apply(x, scale, shift, v, b, options, route)  # type: ignore[no-any-return,no-untyped-call]
-    found = registration.forward(x, scale, shift, v, b, options, route)
+        return SubspaceAttention.apply(options, route, *inputs)  # type: ignore[no-any-return,no-untyped-call]
+    found = registration.forward(inputs, options, route)
     return found.y, found.attention
 
 
 class SubspaceAttention(torch.autograd.Function):
-    """(x, scale, shift, v, b, options, route) -> (y, A)."""
+    """(options, route, *Inputs) -> (y, A). Autograd sees tensors only where each is an argument."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor | None,
-        v: Tensor,
-        b: Tensor | None,
-        options: Options,
-        route: Route,
-    ) -> tuple[Tensor, Tensor | None]:
-        y, attention, z, lse = registration.forward(x, scale, shift, v, b, options, route)
-        ctx.save_for_backward(x, scale, shift, v, b, z, lse)
+    def forward(ctx: Any, options: Options, route: Route, *tensors: Any) -> tuple[Tensor, Tensor | None]:
+        inputs = Inputs(*tensors)
+        y, attention, z, lse = registration.forward(inputs, options, route)
+        ctx.save_for_backward(*inputs, z, lse)
         ctx.options = options
         ctx.set_materialize_grads(False)
         if attention is not None and not options.need_attention:
@@ -51,41 +41,41 @@ class SubspaceAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, scale, shift, v, b, z, lse = ctx.saved_tensors  # once: checkpointing allows no second look
-        options: Options = ctx.options
+        *tensors, z, lse = ctx.saved_tensors  # once: checkpointing allows no second look
+        inputs, options = Inputs(*tensors), ctx.options
+        _, _, *needed = ctx.needs_input_grad
         if not options.need_attention:
             d_attention = None
-        gradients: Sequence[Tensor | None] = (None,) * 5
+        gradients: Sequence[Tensor | None] = (None,) * len(inputs)
         if dy is None and d_attention is None:
             pass
         elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
             outputs = reference.general_form(
-                x, scale, shift, v, b, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z,
-                out_dtype=options.out_dtype,
-            )  # fmt: skip
-            gradients = derivatives(outputs, (dy, d_attention), (x, scale, shift, v, b), ctx.needs_input_grad)
+                *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype
+            )
+            gradients = derivatives(outputs, (dy, d_attention), inputs, needed)
         else:
-            gradients = registration.backward(dy, d_attention, x, scale, shift, v, b, z, lse, options)
-        return (*only_needed(gradients, ctx.needs_input_grad), None, None)
+            gradients = registration.backward(dy, d_attention, inputs, z, lse, options)
+        return None, None, *only_needed(gradients, needed)
 
 
 def only_needed(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
-    """None in place of a gradient that nobody asked for; `needed` may be longer."""
-    return [gradient if need else None for gradient, need in zip(gradients, needed, strict=False)]
+    """None in place of a gradient that nobody asked for."""
+    return [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
 
 
 def derivatives(
     outputs: tuple[Tensor, Tensor],
     arriving: tuple[Tensor | None, Tensor | None],
-    tensors: tuple[Tensor | None, ...],
-    needed: Sequence[bool],  # one for each tensor, and perhaps more
+    inputs: Inputs | NormInputs,
+    needed: Sequence[bool],  # one for each input
 ) -> list[Tensor | None]:
-    """The gradients of the outputs in each of the tensors that needs one, with a graph of their own."""
+    """The gradients of the outputs in each of the inputs that needs one, with a graph of their own."""
     pairs = [(out, grad) for out, grad in zip(outputs, arriving, strict=True) if grad is not None]
-    inputs = [t for t, need in zip(tensors, needed, strict=False) if need and t is not None]
+    leaves = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
     gradients = iter(
         torch.autograd.grad(
-            [out for out, _ in pairs], inputs, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs], leaves, [grad for _, grad in pairs], create_graph=True, allow_unused=True
         )
     )
-    return [next(gradients) if need else None for need in needed[: len(tensors)]]
+    return [next(gradients) if need else None for need in needed]

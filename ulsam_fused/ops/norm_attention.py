@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import backends, reference
 from ..kernels import batch_norm
-from ..kernels.contract import Exchange, FixedNorm, Group, Options, Running
+from ..kernels.contract import Exchange, FixedNorm, Group, Inputs, NormInputs, Options, Running
 from . import autograd, checks, norm_autograd, registration
 from .module_tensors import norm_tensors
 from .routes import Route, any_requires_grad, norm_route
@@ -103,9 +103,9 @@ def norm_attention(
     if fixed2 is not None:
         v, b = batch_norm.fold(pw_weight, pw_bias, fixed2, repeat=x.shape[1] // num_splits)
     if fixed1 is not None and fixed2 is not None:
-        return autograd.general_form(x, scale, shift, v, b, options, route)
+        return autograd.general_form(Inputs(x, scale, shift, v, b), options, route)
     return norm_autograd.norm_form(
-        x, scale, gamma1 if fixed1 is None else None, shift, v, gamma2 if fixed2 is None else None, b,
+        NormInputs(x, scale, gamma1 if fixed1 is None else None, shift, v, gamma2 if fixed2 is None else None, b),
         options, Exchange(running1 if fixed1 is None else None, running2 if fixed2 is None else None, group), route,
         dw_bias=dw_bias if fixed1 is None else None, pw_bias=pw_bias if fixed2 is None else None,
     )  # fmt: skip

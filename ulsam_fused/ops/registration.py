@@ -5,8 +5,9 @@ shapes, types and strides. A plain eager call goes to the backend itself (`Route
 statistics and talk to other processes, too. Options are taken apart here and nowhere else: a schema needs plain values.
 """
 
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,89 +18,56 @@ from ..kernels.contract import (
     Forward,
     Gradients,
     Group,
+    Inputs,
     NormBackend,
     NormForward,
     NormGradients,
+    NormInputs,
     NormSaved,
     Options,
 )
 from . import tracing
 from .routes import Route
 
-_NOTHING = Exchange()
 
-
-def forward(
-    x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, options: Options, route: Route
-) -> Forward:
+def forward(inputs: Inputs, options: Options, route: Route) -> Forward:
     """The general form; see `contract.Backend`."""
     if route.way == "operator":
-        return Forward(*torch.ops.ulsam_fused.forward.default(x, scale, shift, v, b, *options))
-    return backends.door(route.backend, x.device).forward(x, scale, shift, v, b, options)
+        return Forward(*torch.ops.ulsam_fused.forward.default(*inputs, *options))
+    return backends.door(route.backend, inputs.x.device).forward(inputs, options)
 
 
 def backward(
-    dy: Tensor | None,
-    d_attention: Tensor | None,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    v: Tensor,
-    b: Tensor | None,
-    z: Tensor,
-    lse: Tensor,
-    options: Options,
+    dy: Tensor | None, d_attention: Tensor | None, inputs: Inputs, z: Tensor, lse: Tensor, options: Options
 ) -> Gradients:
     """Its gradients. The way is decided anew: what looks on now need not have looked on in the forward."""
-    if tracing.needs_op(x):
+    if tracing.needs_op(inputs.x):
         op = torch.ops.ulsam_fused.backward.default
-        return Gradients(*op(dy, d_attention, x, scale, shift, v, b, z, lse, *options))
-    door = backends.door(options.backend, x.device)
-    return door.backward(dy, d_attention, x, scale, shift, v, b, z, lse, options)
+        return Gradients(*op(dy, d_attention, *inputs, z, lse, *options))
+    return backends.door(options.backend, inputs.x.device).backward(dy, d_attention, inputs, z, lse, options)
 
 
-def norm_forward(
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
-    options: Options,
-    exchange: Exchange,
-    route: Route,
-) -> NormForward:
+def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange, route: Route) -> NormForward:
     """The form with norms; see `contract.NormBackend`. The operator updates nothing and knows no other process."""
     if route.way == "operator":
-        op = torch.ops.ulsam_fused.norm_forward.default
-        return NormForward(*op(x, dw, gamma1, beta1, pw, gamma2, beta2, *options))
-    door = _norm_door(options.backend, x)
-    return door.norm_forward(x, dw, gamma1, beta1, pw, gamma2, beta2, options, exchange)
+        return NormForward(*torch.ops.ulsam_fused.norm_forward.default(*inputs, *options))
+    return _norm_door(options.backend, inputs.x).norm_forward(inputs, options, exchange)
 
 
 def norm_backward(
     dy: Tensor | None,
     d_attention: Tensor | None,
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
+    inputs: NormInputs,
     saved: NormSaved,
     options: Options,
     group: Group | None,
 ) -> NormGradients:
     """Its gradients; the way is decided anew, as in `backward`."""
-    if group is None and tracing.needs_op(x):
+    if group is None and tracing.needs_op(inputs.x):
         op = torch.ops.ulsam_fused.norm_backward.default
-        return NormGradients(*op(dy, d_attention, x, dw, gamma1, beta1, pw, gamma2, beta2, *saved, *options))
-    door = _norm_door(options.backend, x)
-    return door.norm_backward(
-        dy, d_attention, x, dw, gamma1, beta1, pw, gamma2, beta2, saved, options, group
-    )  # fmt: skip
+        return NormGradients(*op(dy, d_attention, *inputs, *saved, *options))
+    door = _norm_door(options.backend, inputs.x)
+    return door.norm_backward(dy, d_attention, inputs, saved, options, group)
 
 
 def moments(x: Tensor, group: Group | None, route: Route) -> Tensor:
@@ -121,115 +89,78 @@ def _filled(t: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if t is None else t
 
 
-def _run_forward(
-    x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
-    o = Options(*options)
-    found = backends.door(backends.requested(o.backend), x.device).forward(x, scale, shift, v, b, o)
+class _Saved(NamedTuple):
+    z: Tensor
+    lse: Tensor
+
+
+def _grouped(flat: tuple[Any, ...], *kinds: type[tuple[Any, ...]]) -> list[Any]:
+    """An operator's arguments as the named tuples that they are the fields of, one after the other."""
+    rest = iter(flat)
+    return [kind(*itertools.islice(rest, len(kind._fields))) for kind in kinds]  # type: ignore[attr-defined]
+
+
+def _run_forward(*flat: Any) -> tuple[Tensor, ...]:
+    inputs, options = _grouped(flat, Inputs, Options)
+    found = backends.door(backends.requested(options.backend), inputs.x.device).forward(inputs, options)
     return found.y, _filled(found.attention, found.z), found.z, _filled(found.lse, found.z)
 
 
-def _run_backward(
-    dy: Tensor | None,
-    d_attention: Tensor | None,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    v: Tensor,
-    b: Tensor | None,
-    z: Tensor,
-    lse: Tensor,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    o = Options(*options)
-    door = backends.door(backends.requested(o.backend), x.device)
-    return tuple(_filled(t, scale) for t in door.backward(dy, d_attention, x, scale, shift, v, b, z, lse, o))
+def _run_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
+    inputs, saved, options = _grouped(flat, Inputs, _Saved, Options)
+    door = backends.door(backends.requested(options.backend), inputs.x.device)
+    found = door.backward(dy, d_attention, inputs, saved.z, saved.lse, options)
+    return tuple(_filled(t, inputs.scale) for t in found)
 
 
-def _run_norm_forward(
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    o = Options(*options)
-    door = _norm_door(backends.requested(o.backend), x)
-    found = door.norm_forward(x, dw, gamma1, beta1, pw, gamma2, beta2, o, _NOTHING)
+def _run_norm_forward(*flat: Any) -> tuple[Tensor, ...]:
+    inputs, options = _grouped(flat, NormInputs, Options)
+    found = _norm_door(backends.requested(options.backend), inputs.x).norm_forward(inputs, options, Exchange())
     return tuple(_filled(t, found.z) for t in found)
 
 
-def _run_norm_backward(
-    dy: Tensor | None,
-    d_attention: Tensor | None,
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
-    z: Tensor,
-    lse: Tensor,
-    first: Tensor,
-    second: Tensor,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    o = Options(*options)
-    gradients = _norm_door(backends.requested(o.backend), x).norm_backward(
-        dy, d_attention, x, dw, gamma1, beta1, pw, gamma2, beta2, NormSaved(z, lse, first, second), o, None
-    )
-    return tuple(_filled(t, dw) for t in gradients)
+def _run_norm_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
+    inputs, saved, options = _grouped(flat, NormInputs, NormSaved, Options)
+    door = _norm_door(backends.requested(options.backend), inputs.x)
+    return tuple(_filled(t, inputs.dw) for t in door.norm_backward(dy, d_attention, inputs, saved, options, None))
 
 
 # --- and what their fakes promise -------------------------------------------------------------------------------------
 
 
-def _promise_forward(
-    x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
-    o = Options(*options)
-    y, attention, z = _promised_maps(x, o)
-    n, _, _, _ = x.shape
-    return y, attention, z, z.new_empty((n, o.num_splits) if o.need_lse else 0)
+def _promise_forward(*flat: Any) -> tuple[Tensor, ...]:
+    inputs, options = _grouped(flat, Inputs, Options)
+    y, attention, z = _promised_maps(inputs.x, options)
+    return y, attention, z, z.new_empty((len(z), options.num_splits) if options.need_lse else 0)
 
 
-def _promise_norm_forward(
-    x: Tensor, dw: Tensor, gamma1: Tensor | None, beta1: Tensor | None, pw: Tensor, gamma2: Tensor | None,
-    beta2: Tensor | None, *options: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    o = Options(*options)
-    y, attention, z = _promised_maps(x, o)
-    n, c, _, _ = x.shape
-    first = z.new_empty(0) if gamma1 is None else z.new_empty(5, c)
-    return y, attention, z, z.new_empty(n, o.num_splits), first, z.new_empty(6, o.num_splits)
+def _promise_norm_forward(*flat: Any) -> tuple[Tensor, ...]:
+    inputs, options = _grouped(flat, NormInputs, Options)
+    y, attention, z = _promised_maps(inputs.x, options)
+    n, c, _, _ = inputs.x.shape
+    first = z.new_empty(0) if inputs.gamma1 is None else z.new_empty(5, c)
+    return y, attention, z, z.new_empty(n, options.num_splits), first, z.new_empty(6, options.num_splits)
 
 
-def _promised_maps(x: Tensor, o: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _promised_maps(x: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     n, _, h, w = x.shape
-    z = x.new_empty((n, o.num_splits, h, w), dtype=torch.promote_types(x.dtype, torch.float32))
-    return torch.empty_like(x, dtype=o.out_dtype), torch.empty_like(z) if o.need_attention else z.new_empty(0), z
+    z = x.new_empty((n, options.num_splits, h, w), dtype=torch.promote_types(x.dtype, torch.float32))
+    attention = torch.empty_like(z) if options.need_attention else z.new_empty(0)
+    return torch.empty_like(x, dtype=options.out_dtype), attention, z
 
 
-def _promise_backward(
-    dy: Tensor | None, d_attention: Tensor | None, x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor,
-    b: Tensor | None, *_: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return torch.empty_like(x), *(_promised_gradient(p, scale) for p in (scale, shift, v, b))
+def _promise_backward(_dy: Tensor | None, _d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
+    return _promised_gradients(*_grouped(flat, Inputs))
 
 
-def _promise_norm_backward(
-    dy: Tensor | None, d_attention: Tensor | None, x: Tensor, dw: Tensor, gamma1: Tensor | None, beta1: Tensor | None,
-    pw: Tensor, gamma2: Tensor | None, beta2: Tensor | None, *_: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return torch.empty_like(x), *(_promised_gradient(p, dw) for p in (dw, gamma1, beta1, pw, gamma2, beta2))
+def _promise_norm_backward(_dy: Tensor | None, _d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
+    return _promised_gradients(*_grouped(flat, NormInputs))
 
 
-def _promised_gradient(p: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if p is None else p.new_empty(p.shape)
+def _promised_gradients(inputs: Inputs | NormInputs) -> tuple[Tensor, ...]:
+    x, weight, *others = inputs
+    absent_or_like = [weight.new_empty(0) if p is None else p.new_empty(p.shape) for p in (weight, *others)]
+    return torch.empty_like(x), *absent_or_like
 
 
 _LIBRARY = torch.library.Library("ulsam_fused", "DEF")

@@ -15,7 +15,7 @@ NaN and infinity reach what they reach in reference.py, but for x + A x being Na
 import torch
 from torch import Tensor
 
-from ..kernels.contract import Forward, Gradients, Options
+from ..kernels.contract import Forward, Gradients, Inputs, Options
 from .primitives import (
     compute_dtype,
     gradient_of_u,
@@ -31,15 +31,9 @@ from .primitives import (
 )
 
 
-def forward(
-    x: Tensor,  # [N, C, H, W], any strides
-    scale: Tensor,  # [C]
-    shift: Tensor | None,  # [C]
-    v: Tensor,  # [C]
-    b: Tensor | None,  # [num_splits]
-    options: Options,
-) -> Forward:
+def forward(inputs: Inputs, options: Options) -> Forward:
     """A and lse are None unless needed."""
+    x, scale, shift, v, b = inputs
     num_splits = options.num_splits
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
@@ -56,18 +50,15 @@ def forward(
 
 
 def backward(
-    dy: Tensor | None,  # [N, C, H, W], any strides and float dtype; None: y had no gradient
-    d_attention: Tensor | None,  # [N, num_splits, H, W]
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    v: Tensor,
-    b: Tensor | None,
-    z: Tensor,  # [N, num_splits, H, W]
-    lse: Tensor,  # [N, num_splits]
+    dy: Tensor | None,
+    d_attention: Tensor | None,
+    inputs: Inputs,
+    z: Tensor,
+    lse: Tensor,
     options: Options,
 ) -> Gradients:
     """db is exactly 0 (or NaN) where act_z is the identity. lse is not needed here: z gives A to the last bit."""
+    x, scale, shift, v, b = inputs
     num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)

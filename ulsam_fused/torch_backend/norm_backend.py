@@ -22,15 +22,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..kernels.batch_norm import combine, fold, update_running
+from ..kernels.batch_norm import combine, fold, update_running, without_norm
 from ..kernels.contract import (
     Exchange,
     FixedNorm,
     Group,
+    Inputs,
     InputStatistics,
     LogitStatistics,
     NormForward,
     NormGradients,
+    NormInputs,
     NormSaved,
     Options,
 )
@@ -50,19 +52,10 @@ from .primitives import (
 )
 
 
-def norm_forward(
-    x: Tensor,  # [N, C, H, W], any strides, not empty
-    dw: Tensor,  # [C]
-    gamma1: Tensor | None,  # [C]; None: dw and beta1 are scale and shift
-    beta1: Tensor | None,  # [C]
-    pw: Tensor,  # [C]
-    gamma2: Tensor | None,  # [g]; None: beta2 is the bias b
-    beta2: Tensor | None,  # [g]
-    options: Options,
-    exchange: Exchange,
-) -> NormForward:
+def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> NormForward:
     """A is None unless needed, and first is empty without the depthwise norm."""
     num_splits, relu_u = options.num_splits, options.relu_u
+    x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     running1, running2, group = exchange
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
@@ -78,8 +71,9 @@ def norm_forward(
             shift = _shift(shift, scale, mean)
             first = torch.stack(InputStatistics(scale, mean, rstd, var, count))
         z = window_logits(x_, scale, shift, pw.to(dtype), None, num_splits, relu_u)
-        second = z.new_zeros(6, num_splits)
-        if gamma2 is not None:
+        if gamma2 is None:
+            second = without_norm(z, beta2)
+        else:
             mean, var, count = _moments(z, group)
             rstd = torch.rsqrt(var + options.eps2)
             if running2 is not None:
@@ -87,12 +81,6 @@ def norm_forward(
             gain = gamma2.to(dtype) * rstd
             offset = _shift(None if beta2 is None else beta2.to(dtype), gain, mean)
             second = torch.stack(LogitStatistics(gain, offset, mean, rstd, var, count))
-        else:
-            absent = LogitStatistics(*second)
-            absent.gain.fill_(1)
-            absent.rstd.fill_(1)
-            if beta2 is not None:
-                absent.offset.copy_(beta2)
         logits = _normalised(z, LogitStatistics(*second))
         if options.relu_z:
             logits.relu_()
@@ -107,23 +95,17 @@ def norm_forward(
 
 
 def norm_backward(
-    dy: Tensor | None,  # [N, C, H, W], any strides and float dtype; None: y had no gradient
-    d_attention: Tensor | None,  # [N, g, H, W]
-    x: Tensor,
-    dw: Tensor,
-    gamma1: Tensor | None,
-    beta1: Tensor | None,
-    pw: Tensor,
-    gamma2: Tensor | None,
-    beta2: Tensor | None,
+    dy: Tensor | None,
+    d_attention: Tensor | None,
+    inputs: NormInputs,
     saved: NormSaved,
     options: Options,
     group: Group | None,
 ) -> NormGradients:
     """Each in the type of its own; dx with the strides of empty_like(x)."""
     num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
-    z = saved.z
-    of_z = LogitStatistics(*saved.second)
+    x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
+    z, of_z = saved.z, LogitStatistics(*saved.second)
     with torch.no_grad(), without_autocast(x):
         dtype = compute_dtype(x)
         x_, dw_, v = x.to(dtype), dw.to(dtype), pw.to(dtype)
@@ -185,12 +167,12 @@ def norm_backward(
 
 
 def folded_forward(
-    x: Tensor,  # [N, C, H, W]
-    dw: Tensor | None,  # [C]; None: x itself is pooled
-    dw_bias: Tensor | None,  # [C]
-    norm1: FixedNorm | None,  # None: dw and dw_bias are scale and shift
-    pw: Tensor,  # [C]
-    pw_bias: Tensor | None,  # [g]
+    x: Tensor,
+    dw: Tensor | None,
+    dw_bias: Tensor | None,
+    norm1: FixedNorm | None,
+    pw: Tensor,
+    pw_bias: Tensor | None,
     norm2: FixedNorm,
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
@@ -201,7 +183,7 @@ def folded_forward(
         scale, options = torch.ones_like(v), options._replace(relu_u=False)
     elif norm1 is not None:
         scale, shift = fold(scale, dw_bias, norm1)
-    found = backend.forward(x, scale, shift, v, b, options)
+    found = backend.forward(Inputs(x, scale, shift, v, b), options)
     return found.y, found.attention
 
 

@@ -144,7 +144,7 @@ def test_attention_not_asked_for() -> None:
     with_it, without = (run_forward(backend, case, need_attention=need)[0] for need in (True, False))
     assert torch.equal(with_it.y, without.y)
     options = case.options(need_attention=False)._replace(need_lse=False)
-    assert backend.forward(*case.tensors(), options).lse is None
+    assert backend.forward(case.tensors(), options).lse is None
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 4, 0, 5)])

@@ -211,7 +211,7 @@ def test_group(dtype: torch.dtype, batch1: bool, batch2: bool) -> None:
         first[4] *= 2
     second[5] *= 2
     gradients = norm_backend.norm_backward(
-        case.dy, case.d_attention, *case.tensors(), NormSaved(z, lse, first, second), case.options(), group,
+        case.dy, case.d_attention, case.tensors(), NormSaved(z, lse, first, second), case.options(), group,
     )  # fmt: skip
     stacked = {name: torch.cat((t, t)) for name in ("x", "dy", "d_attention") if (t := getattr(case, name)) is not None}
     whole = run_norm_reference(dataclasses.replace(case, **stacked), torch.float64)

@@ -33,12 +33,12 @@ def threads() -> Iterator[None]:
 def all_results(shape: tuple[int, int, int, int], num_splits: int, nhwc: bool) -> list[Tensor]:
     torch.manual_seed(0)
     case = make_case(shape, num_splits, torch.float32, channels_last=nhwc, relu_u=True, relu_z=True)
-    y, A, z, lse = backend.forward(*case.tensors(), case.options())
-    gradients = backend.backward(case.dy, case.d_attention, *case.tensors(), z, lse, case.options())
+    y, A, z, lse = backend.forward(case.tensors(), case.options())
+    gradients = backend.backward(case.dy, case.d_attention, case.tensors(), z, lse, case.options())
     norm = make_norm_case(shape, num_splits, torch.float32, channels_last=nhwc)
-    found = norm_backend.norm_forward(*norm.tensors(), norm.options(), Exchange())
+    found = norm_backend.norm_forward(norm.tensors(), norm.options(), Exchange())
     saved = NormSaved(found.z, found.lse, found.first, found.second)
-    norm_gradients = norm_backend.norm_backward(norm.dy, norm.d_attention, *norm.tensors(), saved, norm.options())
+    norm_gradients = norm_backend.norm_backward(norm.dy, norm.d_attention, norm.tensors(), saved, norm.options())
     results = (y, A, z, lse, *gradients, *found, *norm_gradients)
     return [t for t in results if t is not None]
 
@@ -63,8 +63,8 @@ def test_several_callers_at_once() -> None:
     case = make_case((4, 32, 14, 14), 4, torch.float32)
 
     def call() -> list[Tensor]:
-        y, _, z, lse = backend.forward(*case.tensors(), case.options())
-        return [y, z, *backend.backward(case.dy, None, *case.tensors(), z, lse, case.options())]
+        y, _, z, lse = backend.forward(case.tensors(), case.options())
+        return [y, z, *backend.backward(case.dy, None, case.tensors(), z, lse, case.options())]
 
     alone = call()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -78,7 +78,7 @@ def test_a_forked_process() -> None:
     """As a DataLoader's worker: one thread, whatever the parent had."""
     torch.set_num_threads(2)
     case = make_case((4, 32, 14, 14), 4, torch.float32)
-    arguments = (*case.tensors(), case.options())
+    arguments = (case.tensors(), case.options())
     expected = backend.forward(*arguments)[0]
     child = os.fork()
     if child == 0:

@@ -27,8 +27,8 @@ def marches(x: Tensor) -> dict[str, tuple[int, int]]:
     )
     options = Options(1, False, False)
     with compile_only(90) as compiled:
-        launcher.forward(x, p, None, p, None, options, config=forward)
-        launcher.backward(x, None, x, p, None, p, None, z, lse, options, config=backward)
+        launcher.forward(Inputs(x, p, None, p, None), options, config=forward)
+        launcher.backward(x, None, Inputs(x, p, None, p, None), z, lse, options, config=backward)
     found = {}
     for kernel, constants in compiled:
         name = "logits" if constants.get("LOGITS") else "march" if constants.get("MARCH") else None

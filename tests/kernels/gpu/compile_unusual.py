@@ -36,12 +36,13 @@ def call(x: Tensor, num_splits: int, split: bool, *, biases: bool, maps: bool, d
         dataclasses.replace(choose(*arguments), split=split, strip_rows=configs.ROWS if split else 0)
         for choose in (configs.forward_config, configs.backward_config)
     )
+    inputs = Inputs(x, p, shift, p, b)
     _, attention, z, lse = launcher.forward(
-        x, p, shift, p, b, Options(num_splits, biases, not biases, torch.float32, maps, maps), config=forward
+        inputs, Options(num_splits, biases, not biases, torch.float32, maps, maps), config=forward
     )
     da = attention if maps else None
     lse = meta(n, num_splits, dtype=z.dtype) if lse is None else lse
-    launcher.backward(dy, da, x, p, shift, p, b, z, lse, Options(num_splits, biases, not biases), config=backward)
+    launcher.backward(dy, da, inputs, z, lse, Options(num_splits, biases, not biases), config=backward)
 
 
 def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, beta: bool, dy: Tensor | None) -> None:
@@ -52,9 +53,11 @@ def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, bet
     config = configs.backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     z = meta(n, g, h, w)
+    inputs = NormInputs(
+        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None
+    )
     norm_launcher.norm_backward(
-        dy, z if dy is None else None, x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None,
-        k if beta else None, NormSaved(z, meta(n, g), meta(5, c), meta(6, g)),
+        dy, z if dy is None else None, inputs, NormSaved(z, meta(n, g), meta(5, c), meta(6, g)),
         Options(g, not beta, beta, eps1=1e-5), config=config,
     )  # fmt: skip
 
@@ -68,7 +71,7 @@ def call_norm_forward(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: b
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     half1, half2 = meta(c, dtype=torch.bfloat16), meta(g, dtype=torch.bfloat16)
     norm_launcher.norm_forward(
-        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None,
+        NormInputs(x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None),
         Options(g, not beta, beta, torch.float32, beta, eps1=1e-5, eps2=1e-3),
         Exchange(
             Running(half1, half1, p, 0.1) if beta and batch1 else None,

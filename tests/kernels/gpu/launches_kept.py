@@ -69,7 +69,8 @@ def calls() -> Iterator[Callable[[], object]]:
     z, lse = tensor(n, g, h, w), tensor(n, g)
 
     def forward(x: Tensor, p: Tensor, b: Tensor | None, maps: bool, lse: bool) -> Callable[[], object]:
-        return lambda: launcher.forward(x, p, None if b is None else p, p, b, Options(g, False, False, None, maps, lse))
+        inputs = Inputs(x, p, None if b is None else p, p, b)
+        return lambda: launcher.forward(inputs, Options(g, False, False, None, maps, lse))
 
     yield forward(x, p, None, False, False)
     yield forward(x, p_half, None, False, False)
@@ -78,11 +79,11 @@ def calls() -> Iterator[Callable[[], object]]:
     yield forward(x, p, b, False, True)
     yield forward(x, p, None, True, True)
     yield forward(x.to(memory_format=torch.channels_last), p, None, False, False)
-    ones = tensor(1, 1, 1, 1)
-    yield lambda: launcher.forward(ones, p[:1], None, p[:1], None, Options(1, False, False, need_lse=False))
+    one = Inputs(tensor(1, 1, 1, 1), p[:1], None, p[:1], None)
+    yield lambda: launcher.forward(one, Options(1, False, False, need_lse=False))
 
     def backward(dy: Tensor | None, da: Tensor | None, shift: Tensor | None) -> Callable[[], object]:
-        return lambda: launcher.backward(dy, da, x, p, shift, p, None, z, lse, Options(g, False, False))
+        return lambda: launcher.backward(dy, da, Inputs(x, p, shift, p, None), z, lse, Options(g, False, False))
 
     yield backward(x, None, None)
     yield backward(odd, None, None)
@@ -100,7 +101,7 @@ def calls() -> Iterator[Callable[[], object]]:
     def norm_forward(x: Tensor, momentum: float | None) -> Callable[[], object]:
         exchange = Exchange(None if momentum is None else Running(p, p, p, momentum))
         options = Options(g, True, True, eps1=1e-5, eps2=1e-3)
-        return lambda: norm_launcher.norm_forward(x, p, p, p, p, b, b, options, exchange)
+        return lambda: norm_launcher.norm_forward(NormInputs(x, p, p, p, p, b, b), options, exchange)
 
     yield norm_forward(x, None)
     yield norm_forward(x, 0.1)
@@ -112,7 +113,8 @@ def calls() -> Iterator[Callable[[], object]]:
 
     def norm_backward(dy: Tensor, gamma1: Tensor | None) -> Callable[[], object]:
         saved, options = NormSaved(z, lse, first, second), Options(g, True, True, eps1=1e-5)
-        return lambda: norm_launcher.norm_backward(dy, None, x, p, gamma1, p, p, b, b, saved, options)
+        inputs = NormInputs(x, p, gamma1, p, p, b, b)
+        return lambda: norm_launcher.norm_backward(dy, None, inputs, saved, options)
 
     yield norm_backward(x, p)
     yield norm_backward(odd, p)

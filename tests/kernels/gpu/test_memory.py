@@ -45,7 +45,7 @@ def test_forward_stays_inside_its_tensors(
 ) -> None:
     case = make_case(shape, 2, dtype, device, channels_last=dtype == torch.float16)
     guarded_inputs(case, guards)
-    y, A, z, lse = launcher.forward(*case.tensors(), case.options(out_dtype=torch.float32), config=config)
+    y, A, z, lse = launcher.forward(case.tensors(), case.options(out_dtype=torch.float32), config=config)
     assert guards.stand()
     assert not any(t.isnan().any() for t in (y, A, z, lse))
 
@@ -59,7 +59,7 @@ def test_backward_stays_inside_its_tensors(
     z, lse = saved(case)
     guarded_inputs(case, guards)
     gradients = launcher.backward(
-        case.dy, case.d_attention, *case.tensors(), guards.constant(z), guards.constant(lse), case.options(),
+        case.dy, case.d_attention, case.tensors(), guards.constant(z), guards.constant(lse), case.options(),
         config=config,
     )  # fmt: skip
     assert guards.stand()
@@ -78,7 +78,7 @@ def test_the_guards_see_a_stray_write_and_an_unwritten_element(guards: Guards) -
 def test_two_runs_agree_bit_by_bit(shape: tuple[int, int, int, int], config: LaunchConfig, device: str) -> None:
     case = make_case(shape, 2, torch.float32, device, relu_u=True, relu_z=True)
     first, second = (
-        (*launcher.forward(*case.tensors(), case.options(), config=config), run_backward(
+        (*launcher.forward(case.tensors(), case.options(), config=config), run_backward(
             launcher, case, *saved(case), config=config
         ))
         for _ in range(2)

@@ -322,7 +322,7 @@ def test_group(dtype: torch.dtype, relu_z: bool, batch1: bool, batch2: bool, dev
         first[4] *= 2
     second[5] *= 2
     gradients = norm_launcher.norm_backward(
-        case.dy, case.d_attention, *case.tensors(), NormSaved(z, lse, first, second), case.options(), group,
+        case.dy, case.d_attention, case.tensors(), NormSaved(z, lse, first, second), case.options(), group,
         config=slab(),
     )  # fmt: skip
     assert group.calls == batch1 + batch2
