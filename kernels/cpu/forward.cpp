@@ -22,7 +22,7 @@ struct Forward {
   View<Y> to(int64_t i) const { return y.at(i / s.g, i % s.g * s.G()); }
 
   void logits_of(int64_t i, int64_t r0, int64_t r1) const {
-    logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels, r0, r1);
+    logits<F, T>(z + i * s.P(), from(i), bounds_of(x, s), s, i % s.g, *channels, r0, r1);
   }
 
   // a [padded(P)]
