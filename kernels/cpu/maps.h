@@ -19,12 +19,6 @@ int64_t logits_scratch(const Shape& s) {
   return std::max(planes_scratch<F>(s), pixels_scratch<F>(s));
 }
 
-// The last address of a subspace's numbers, and one.
-template <class T>
-T* end_of(View<T> x, const Shape& s) {
-  return x.p + (s.G() - 1) * x.s.c + (s.H - 1) * x.s.h + (s.W - 1) * x.s.w + 1;
-}
-
 // Of a whole tensor.
 template <class T>
 Bounds<T> bounds_of(View<const T> x, const Shape& s) {
