@@ -30,6 +30,7 @@ struct Forward {
     const F l = softmax(a, z + i * s.P(), s.P(), affine[i % s.g]);
     if (lse) lse[i] = l;
     if (attention) std::copy(a, a + s.P(), attention + i * s.P());
+    drop_tiny(a, s.P());
   }
 
   void exactly(int64_t i, F* a) const {

@@ -85,7 +85,7 @@ struct Backward {
   // From da: A, and dl in its place.
   void finish(int64_t i, F* a, F* da) const {
     const int64_t P = s.P();
-    if (!dz || D.p) softmax(a, z + i * P, P, affine[i % s.g]);
+    if (!dz || D.p) softmax(a, z + i * P, P, affine[i % s.g]), drop_tiny(a, P);
     if (dz) {
       std::copy(dz + i * P, dz + (i + 1) * P, da);
       std::fill(da + P, da + padded<F>(P), F(0));
