@@ -1,4 +1,4 @@
-"""What compilers, export and dispatch modes see of the authors' form in training and in eval mode."""
+"""What compilers and dispatch modes see of norms with batch statistics; `test_registration.py` has what forms share."""
 
 import copy
 import types
@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 from ulsam_fused.kernels.contract import Exchange, Options
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
 from tests.helpers.authors import assert_same_step, pair, step
 from ulsam_fused import backends
-from ulsam_fused.ops import norm_autograd
 from ulsam_fused.torch_backend import norm_backend as torch_norm
 
 pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.compile up
@@ -99,59 +97,6 @@ def test_compiled_training_steps(device: str, backend: str) -> None:
         x = torch.randn(2, 4, 4, 3, dtype=torch.float64, device=device)
         with torch.no_grad():
             torch.testing.assert_close(compiled.eval()(x) - x, eager.eval()(x) - x)
-
-
-def test_exports(device: str, backend: str) -> None:
-    _, layer = pair(4, 2, backend=backend, device=device)
-    layer.eval()
-    dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
-    x = torch.randn(2, 4, 5, 6, dtype=torch.float64, device=device)
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": dims})
-    assert "ulsam_fused.forward" in str(program.graph_module.print_readable(print_output=False))
-    x = torch.randn(3, 4, 4, 3, dtype=torch.float64, device=device)
-    torch.testing.assert_close(program.module()(x) - x, layer(x) - x)
-
-
-def test_functional_transforms(device: str, backend: str) -> None:
-    """Per-sample gradients in eval mode, through plain PyTorch."""
-    _, layer = pair(4, 2, backend=backend, device=device)
-    layer.eval()
-    x = torch.randn(3, 2, 4, 4, 3, dtype=torch.float64, device=device)
-    for ours, one in zip(torch.func.vmap(layer)(x), x, strict=True):
-        torch.testing.assert_close(ours - one, layer(one) - one)
-
-
-def test_checkpointing(device: str, backend: str) -> None:
-    """The same gradients; running statistics are updated once more by the second forward, as torch.nn.BatchNorm2d's."""
-    _, layer = pair(4, 2, backend=backend, device=device)
-    twin = copy.deepcopy(layer)
-    x = torch.randn(2, 4, 4, 3, dtype=torch.float64, device=device, requires_grad=True)
-    plain = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
-    again = torch.autograd.grad(checkpoint(twin, x, use_reentrant=False).square().sum(), [x, *twin.parameters()])
-    assert all(torch.equal(ours, expected) for ours, expected in zip(again, plain, strict=True))
-
-
-def test_no_function_without_gradient(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise AssertionError("the autograd.Function was called")
-
-    monkeypatch.setattr(norm_autograd.NormalizedSubspaceAttention, "apply", fail)
-    _, layer = pair(4, 2, backend=backend, device=device)
-    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        assert not layer(x).requires_grad
-    with pytest.raises(AssertionError, match="was called"):
-        layer(x)
-
-
-@pytest.mark.parametrize("needed", [(True, False), (False, True)])
-def test_only_the_gradients_asked_for(device: str, backend: str, needed: tuple[bool, bool]) -> None:
-    _, layer = pair(4, 2, backend=backend, device=device)
-    layer.requires_grad_(needed[1])
-    x = torch.randn(2, 4, 3, 4, dtype=torch.float64, device=device, requires_grad=needed[0])
-    layer(x).square().sum().backward()
-    assert (x.grad is not None) == needed[0]
-    assert all((p.grad is not None) == needed[1] for p in layer.parameters())
 
 
 def _identity(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:

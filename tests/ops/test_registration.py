@@ -13,7 +13,8 @@ from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
-from ulsam_fused.ops import autograd
+from tests.helpers.authors import pair
+from ulsam_fused.ops import autograd, norm_autograd
 
 pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.compile up
 
@@ -21,6 +22,18 @@ pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.comp
 @pytest.fixture(params=serving.FUSED)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=["paper", "authors"])
+def layer(request: pytest.FixtureRequest, backend: str, device: str) -> uf.ULSAM:
+    """Both forms, in training mode."""
+    if request.param == "authors":
+        return pair(4, 2, backend=backend, device=device)[1]
+    return uf.ULSAM(4, 2, backend=backend, device=device, dtype=torch.float64)
+
+
+def random(device: str, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device, dtype=torch.float64)
 
 
 def parameters(device: str, channels: int = 4, num_splits: int = 2) -> list[Tensor]:
@@ -102,7 +115,7 @@ def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None
     counting = CompileCounterWithBackend("inductor" if backend == "torch" else "aot_eager")
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counting)
     scale_etc = parameters(device)
-    for h, w in ((3, 4), (4, 4), (5, 2)):
+    for h, w in ((3, 5), (5, 5), (6, 3)):
         inputs = [torch.randn(2, 4, h, w, device=device, requires_grad=True), *scale_etc]
         eager = gradients(lambda *t: call(*t, backend), inputs)
         for ours, expected in zip(gradients(lambda *t: compiled(*t, backend), inputs), eager, strict=True):
@@ -111,22 +124,20 @@ def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exports_with_dynamic_shapes(device: str, backend: str, strict: bool) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+def test_exports_with_dynamic_shapes(device: str, layer: uf.ULSAM, strict: bool) -> None:
+    layer.eval()
     dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
-    program = torch.export.export(
-        layer, (torch.randn(2, 4, 5, 6, device=device),), dynamic_shapes={"x": dims}, strict=strict
-    )
+    program = torch.export.export(layer, (random(device, 2, 4, 5, 6),), dynamic_shapes={"x": dims}, strict=strict)
     assert "ulsam_fused.forward" in str(program.graph_module.print_readable(print_output=False))
-    x = torch.randn(3, 4, 6, 4, device=device)
-    assert torch.equal(program.module()(x), layer(x))
+    x = random(device, 3, 4, 4, 3)
+    torch.testing.assert_close(program.module()(x) - x, layer(x) - x)
 
 
-def test_functional_transforms(device: str, backend: str) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
-    x = torch.randn(3, 2, 4, 4, 3, device=device, dtype=torch.double)
-    mapped = torch.func.vmap(layer)(x)
-    for ours, one in zip(mapped, x, strict=True):
+def test_functional_transforms(device: str, layer: uf.ULSAM) -> None:
+    """Per-sample results and gradients, through plain PyTorch."""
+    layer.eval()
+    x = random(device, 3, 2, 4, 4, 3)
+    for ours, one in zip(torch.func.vmap(layer)(x), x, strict=True):
         torch.testing.assert_close(ours - one, layer(one) - one)
     gradient = torch.func.grad(lambda t: layer(t).square().sum())(x[0])
     leaf = x[0].clone().requires_grad_()
@@ -143,14 +154,12 @@ def test_meta_and_fake_tensors_of_a_gpu() -> None:
     assert y.device.type == "cuda"
 
 
-def test_checkpointing_and_deepcopy(device: str, backend: str) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+def test_checkpointing_and_deepcopy(device: str, layer: uf.ULSAM) -> None:
     twin = copy.deepcopy(layer)
-    x = torch.randn(2, 4, 5, 4, device=device, requires_grad=True)
+    x = random(device, 2, 4, 3, 4).requires_grad_()
     plain = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
     again = torch.autograd.grad(checkpoint(twin, x, use_reentrant=False).square().sum(), [x, *twin.parameters()])
-    for ours, expected in zip(again, plain, strict=True):
-        assert torch.equal(ours, expected)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(again, plain, strict=True))
 
 
 def test_second_derivative_through_a_checkpoint(device: str, backend: str) -> None:
@@ -165,13 +174,13 @@ def test_second_derivative_through_a_checkpoint(device: str, backend: str) -> No
     torch.testing.assert_close(penalty(checkpoint(layer, x, use_reentrant=False)), penalty(layer(x)))
 
 
-def test_no_function_without_gradient(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_function_without_gradient(device: str, layer: uf.ULSAM, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("the autograd.Function was called")
 
     monkeypatch.setattr(autograd.SubspaceAttention, "apply", fail)
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
-    x = torch.randn(1, 4, 3, 3, device=device)
+    monkeypatch.setattr(norm_autograd.NormalizedSubspaceAttention, "apply", fail)
+    x = random(device, 2, 4, 3, 3)
     with torch.no_grad():
         assert not layer(x).requires_grad
     layer.requires_grad_(False)
@@ -192,14 +201,13 @@ def test_plain_eager_calls_skip_the_dispatcher(device: str, backend: str) -> Non
     assert seen == [False, True]
 
 
-@pytest.mark.parametrize("needed", [(True, False), (False, True)])
-def test_only_the_gradients_asked_for(device: str, backend: str, needed: tuple[bool, bool]) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
-    layer.requires_grad_(needed[1])
-    x = torch.randn(2, 4, 3, 4, device=device, requires_grad=needed[0])
-    layer(x).square().sum().backward()
-    assert (x.grad is not None) == needed[0]
-    assert all((p.grad is not None) == needed[1] for p in layer.parameters())
+def test_only_the_gradients_asked_for(device: str, layer: uf.ULSAM) -> None:
+    for of_x in (True, False):
+        layer.requires_grad_(not of_x).zero_grad()
+        x = random(device, 2, 4, 3, 4).requires_grad_(of_x)
+        layer(x).square().sum().backward()
+        assert (x.grad is not None) == of_x
+        assert all((p.grad is None) == of_x for p in layer.parameters())
 
 
 def test_second_derivative_through_part_of_the_inputs(device: str, backend: str) -> None:
