@@ -145,15 +145,6 @@ def test_autocast_keeps_the_type_of_x_and_the_values(device: str, backend: str, 
     assert mixed.dtype == half
 
 
-def test_half_precision_erases_the_layer_and_out_dtype_keeps_it(device: str) -> None:
-    x = torch.randn(1, 8, 56, 56, device=device, dtype=torch.bfloat16)
-    layer = uf.ULSAM(8, 1, device=device, backend="torch")
-    with torch.no_grad():
-        assert (layer(x) == x).float().mean() > 0.99
-        layer.out_dtype = torch.float32
-        assert (layer(x) == x).float().mean() < 0.01
-
-
 class TestChoice:
     @pytest.fixture(autouse=True)
     def restore(self, monkeypatch: pytest.MonkeyPatch) -> None:
