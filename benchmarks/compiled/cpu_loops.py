@@ -2,8 +2,8 @@
 
     python -m benchmarks.compiled.cpu_loops
 
-The library is disassembled by `objdump`. Of each kernel's function that innermost loop is read
-which consists of vector instructions to the largest part: there the time goes. Vectors and budgets are for x86-64 with AVX2, in float32.
+The library is disassembled by `objdump`. Of each kernel's function that innermost loop is read which consists of vector
+instructions to the largest part: there the time goes. Vectors and budgets are for x86-64 with AVX2, in float32.
 """
 
 import re
@@ -63,14 +63,12 @@ def functions(library: Path) -> dict[str, list[tuple[int, str, str]]]:
 
 
 def hottest_loop(code: list[tuple[int, str, str]]) -> Loop:
-    start = code[0][0]
-    spans = [
-        (int(operands.split()[0], 16), address)
+    jumps = [
+        (address, int(operands.split()[0], 16))
         for address, name, operands in code
-        if name.startswith("j")
-        and re.match(r"[0-9a-f]+ <", operands)
-        and start <= int(operands.split()[0], 16) <= address
+        if name.startswith("j") and re.match(r"[0-9a-f]+ <", operands)
     ]
+    spans = [(target, address) for address, target in jumps if code[0][0] <= target <= address]
     innermost = [a for a in spans if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     loops = []
     for first, last in innermost:
