@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(ulsam_fused_cpu, m) {
   m.def("moments(Tensor x, Tensor(a!) parts) -> ()");
   m.def(
       "norm_fold(Tensor parts, Tensor? factor, Tensor gamma, Tensor? beta, float eps, Tensor(a!) rows, "
-      "Tensor(b!)? offset) -> ()");
+      "Tensor(b!)? offset, Tensor(c!)? running_mean, Tensor(d!)? running_var, Tensor? bias, float momentum) -> ()");
   m.def(
       "norm_logit_gradient(Tensor? dy, Tensor? d_attention, Tensor x, Tensor z, Tensor second, Tensor(a!) dl, "
       "Tensor(b!) totals, int num_splits, bool relu_z) -> ()");

@@ -17,7 +17,8 @@ void backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale, Maybe shift, 
 
 void moments(Tensor x, Tensor parts);
 
-void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps, Tensor rows, Maybe offset);
+void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps, Tensor rows, Maybe offset,
+               Maybe running_mean, Maybe running_var, Maybe bias, double momentum);
 
 void norm_logit_gradient(Maybe dy, Maybe d_attention, Tensor x, Tensor z, Tensor second, Tensor dl, Tensor totals,
                          int64_t num_splits, bool relu_z);
