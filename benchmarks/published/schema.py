@@ -31,7 +31,7 @@ KEYS = frozenset(get_type_hints(Result))
 COLUMNS = frozenset(get_type_hints(Row))
 TIMES = ("us_p20", "us_p50", "us_p80")
 NUMBERS = (*TIMES, "gbps", "percent_of_ceiling", "speedup_vs_eager", "speedup_vs_paper_eager", "host_us", "peak_mem_mb")
-FORMS = {p.name: p.form for p in providers(list(FUSED), compiled=True)}
+FORMS = {p.name: p.form for p in providers(list(FUSED), compiled=True, onnx=True)}
 HALF_A_HUNDREDTH = 0.005  # to which times are rounded
 
 

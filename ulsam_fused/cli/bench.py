@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this fused one; repeatable")
     devices.add_device_argument(parser)
     parser.add_argument("--compile", action="store_true", help="add torch.compile of eager and of the vectorised form")
+    parser.add_argument("--onnx", action="store_true", help="add ONNX Runtime on a CPU, in the forward; extra [onnx]")
     parser.add_argument("--quick", action="store_true", help="two sizes, short measurements")
     parser.add_argument("--seconds", type=float, metavar="S", help="per measurement (default: 1, or 0.3 with --quick)")
     parser.add_argument("--verbose", action="store_true", help="print every figure, and notes on what they mean")
@@ -126,7 +127,7 @@ def _layer(args: argparse.Namespace, backends: list[str], device: torch.device) 
 def _providers(args: argparse.Namespace, backends: list[str], workloads: list[Workload]) -> list[Provider]:
     names = args.provider or ()
     compiled = args.compile or any(workload.form for workload in workloads) or any("+compile" in name for name in names)
-    found = providers(backends, compiled)
+    found = providers(backends, compiled, args.onnx)
     for name in names:
         if name not in [p.name for p in found]:
             raise UserError(f"--provider must be one of {', '.join(p.name for p in found)}, got {name!r}")
