@@ -31,7 +31,7 @@ BUDGETS = {
     "logits, 7x7": Budget(r"ulsam::march<float, 1, 2, false, false, true, true>", 4, 12),
     "logits, 14x14": Budget(r"ulsam::march<float, 2, 2, false, false, true, true>", 8, 11),
     "logits, 28x28": Budget(r"ulsam::march<float, 4, 1, false, false, true, true>", 8, 11.5),
-    "logits, channels_last": Budget(r"ulsam::walk<float, float, false, false>", 2, 12.7),
+    "logits, channels_last": Budget(r"ulsam::walk<float, false>", 2, 11),
     "reweighting": Budget(r"ulsam::reweight<float, float, float>", 2, 7.2),
     "dA": Budget(r"ulsam::add_products<float, float, float>", 4, 4),
     "NCHW to channels": Budget(r"ulsam::gather_strip<float, float>" + _LAMBDA, 8, 9.4),

@@ -30,7 +30,7 @@ template <class F, class T>
 void logits(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k, const Channels<F>& channels, int64_t r0, int64_t r1) {
   Scratch<F> scratch(logits_scratch<F>(s));
   if (order_of<F>(x.s, s) == Order::PIXELS)
-    logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch.take(pixels_scratch<F>(s)));
+    logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch);
   else
     logits_of_planes<F, T>(z, x, bounds, s, k, channels, r0, r1, scratch);
 }
