@@ -92,10 +92,8 @@ ULSAM_APART void march_along(Factors<F>& f, Vec<F>* e, const Vec<F>* kx, const V
       e[w] = factor * s;
     };
     Winners<F> winners(kx[0]);
-    for (int64_t w = 1; w < W; ++w) {
-      const Vec<F> s = winners.window(kx[w], e[w - 1]);
-      if (w > 1) finish(w - 2, s);
-    }
+    if (W > 1) winners.window(kx[1], e[0]);
+    for (int64_t w = 2; w < W; ++w) finish(w - 2, winners.window(kx[w], e[w - 1]));
     const Vec<F> s = winners.window(broadcast(-INF<F>), e[W - 1]);
     if (W > 1) finish(W - 2, s);
     finish(W - 1, winners.of_before);
