@@ -5,8 +5,8 @@ import functools
 import torch
 
 from ulsam_fused.bench import timing
-from ulsam_fused.bench.accuracy import one_line
 from ulsam_fused.bench.timing import Timing
+from ulsam_fused.console.errors import one_line
 
 
 def in_turn(
