@@ -40,12 +40,9 @@ def file_name(result: Heading) -> str:
     device = result["device"].lower()
     if result["threads"] is not None:
         device = "cpu " + re.sub(r"\(r\)|\(tm\)|\b(intel|amd|cpu|processor)\b|@.*", " ", device)
-    name = f"{_slug(device)}-torch{result['torch'].split('+')[0]}"
+    slug = re.sub(r"[^a-z0-9.]+", "-", device).strip("-")
+    name = f"{slug}-torch{result['torch'].split('+')[0]}"
     return name + ("" if result["threads"] is not None else f"-triton{result['triton']}") + ".json"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
 def problems(result: Any, name: str) -> list[str]:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import itertools
-import json
 import pathlib
 
 import torch
@@ -20,13 +19,8 @@ from ..console import devices, model_options
 from ..console.errors import UserError, check_output
 
 GPU_CASES = (
-    "64x512x14x14/g4",
-    "64x1024x7x7/g4",
-    "64x160x7x7/g8",
-    "64x256x28x28/g4",
-    "16x32x112x112/g1",
-    "16x32x112x112/g4",
-)
+    "64x512x14x14/g4", "64x1024x7x7/g4", "64x160x7x7/g8", "64x256x28x28/g4", "16x32x112x112/g1", "16x32x112x112/g4",
+)  # fmt: skip
 CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g4", "8x256x28x28/g4", "4x32x112x112/g4")
 QUICK = slice(0, 3, 2)  # two of either
 
@@ -55,11 +49,9 @@ Triton's interpreter is never timed unless --backend triton asks for it.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument(
-        "--case",
-        action="append",
-        metavar="NxCxHxW/gK",
+        "--case", action="append", metavar="NxCxHxW/gK",
         help="this size instead, or upstream-eval or upstream-train; repeatable",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=devices.DTYPES, help="of everything (default: float16 on a GPU, else float32)"
     )
@@ -172,13 +164,9 @@ def _networks(args: argparse.Namespace, backends: list[str], device: torch.devic
     for layout, direction in itertools.product(args.layout or ["nchw"], directions):
         workload = NetworkWorkload(direction, dtype, layout, batch, side, device)
         measured += networks.rows_of(found, workload, seconds, args.compile)
-    result: NetworkResult = {
-        **rows.heading(device),
-        "model": model_options.describe(args),
-        "size": side,
-        "rows": measured,
-    }
+    described = model_options.describe(args)
+    result: NetworkResult = {**rows.heading(device), "model": described, "size": side, "rows": measured}
     print(networks.table(result, args.verbose))
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        rows.write(args.json, result)
     return True
