@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench clean compile-matrix always
+.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -65,6 +65,17 @@ compile-matrix: $(FILES) ## compile every launch configuration within budget, an
 	  PYTHONPATH=$(VENV)/triton-$$version:. $(BIN)/python -m tests.kernels.gpu.launches_kept || exit 1; \
 	done
 	ULSAM_FUSED_TEST_ARCHS="80 100" $(BIN)/pytest -q tests/kernels/gpu/test_compile.py -k every_configuration
+
+# PyTorch itself is not instrumented: what it leaks, and how its threads wait for each other, is left out
+sanitize: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/sanitized
+sanitize: $(FILES) ## the C++ kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (minutes)
+	export CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined -DULSAM_POISON -g1"; \
+	  $(BIN)/ulsam-fused build && LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(BIN)/pytest -q tests/kernels/cpu --deselect tests/kernels/cpu/test_build.py -k "not inner_loops"
+	export CXX="g++ -fsanitize=thread -DULSAM_OWN_THREADS -g1"; \
+	  $(BIN)/ulsam-fused build && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
+	  TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
+	  $(BIN)/pytest -q tests/kernels/cpu/test_threads.py -k "not forked"
 
 bench: $(FILES) ## the microbenchmark in full; table, JSON and plot in out/
 	@mkdir -p out

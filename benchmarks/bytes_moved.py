@@ -7,14 +7,14 @@ caches are not modelled. The fewest bytes are x read and y written (forward), x 
 """
 
 import argparse
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ulsam_fused import reference
+from ulsam_fused.bench.providers import Paper
 from ulsam_fused.reference import ULSAM
 
 
@@ -46,25 +46,14 @@ def _bytes(t: Tensor) -> int:
     return count * t.element_size()
 
 
-class Count(NamedTuple):
-    forward: BytesMoved
-    backward: BytesMoved
-
-
-def count(module: torch.nn.Module | None, shape: tuple[int, ...], num_splits: int, dtype: torch.dtype) -> Count:
-    """Of the authors' module, or of the paper's formula where module is None."""
-    x = torch.randn(shape, dtype=dtype, requires_grad=True)
-    weights = [torch.randn(shape[1], dtype=dtype, requires_grad=True) for _ in range(2)]
+def count(module: torch.nn.Module, x: Tensor) -> tuple[BytesMoved, BytesMoved]:
+    """Of the forward and of the backward."""
     with BytesMoved() as forward:
-        y = (
-            module(x)
-            if module is not None
-            else reference.general_form(x, weights[0], None, weights[1], None, num_splits)[0]
-        )
+        y = module(x)
     dy = torch.randn_like(y)
     with BytesMoved() as backward:
         y.backward(dy)
-    return Count(forward, backward)
+    return forward, backward
 
 
 def main() -> None:
@@ -78,11 +67,9 @@ def main() -> None:
     print(f"{'x'.join(map(str, shape))} g={arguments.num_splits} {arguments.dtype}: x has {passes / 2**20:.2f} MiB")
     print(f"{'':34} {'forward':>26} {'backward':>26}")
     print(f"{'':34} {'operators':>12} {'over fewest':>13} {'operators':>12} {'over fewest':>13}")
-    for name, module in (
-        ("authors' module, training", ULSAM(shape[1], arguments.num_splits).to(dtype)),
-        ("paper's formula, subspace by subspace", None),
-    ):
-        forward, backward = count(module, shape, arguments.num_splits, dtype)
+    for name, form in (("authors' module, training", ULSAM), ("paper's formula, subspace by subspace", Paper)):
+        module = form(shape[1], arguments.num_splits).to(dtype)
+        forward, backward = count(module, torch.randn(shape, dtype=dtype, requires_grad=True))
         cells = f"{forward.operators:8} {forward.total / (2 * passes):12.1f}x"
         print(f"{name:38} {cells} {backward.operators:12} {backward.total / (3 * passes):12.1f}x")
 

@@ -27,7 +27,7 @@ class DeviceClock:
         once = max(timing.event_time(run) for _ in range(3))  # warms up, too
 
         def one_round() -> None:
-            self._now += timing.event_time(run) * 1e-6 / sets
+            self._now += timing.event_time(run, sets) * 1e-6
 
         least, most = timing.ROUNDS
         rounds = min(most, max(least, math.ceil(most_seconds * 1e6 / max(once, 1.0))))

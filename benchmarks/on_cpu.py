@@ -21,27 +21,12 @@ COMPARED = ("eager", "vectorised+compile", "fused[cpp]", "fused[cpp]+norm")
 
 def plan(seconds: float, quick: bool) -> list[parts.Part]:
     """Every provider at the detailed sizes; at the others those that the table of ratios needs."""
-    common = (
-        "--device",
-        "cpu",
-        "--backend",
-        "cpp",
-        "--backend",
-        "torch",
-        "--dtype",
-        "float32",
-        "--seconds",
-        str(seconds),
-    )
+    common = f"--device cpu --backend cpp --backend torch --dtype float32 --seconds {seconds}".split()
     few = slice(1) if quick else slice(None)
-    detailed = [word for case in DETAILED[few] for word in ("--case", case)]
     others = [case for case in sizes.small() if case not in DETAILED]
-    compared = [word for case in others[few] for word in ("--case", case)]
-    compared += [word for name in COMPARED for word in ("--provider", name)]
-    return [
-        parts.Part("detailed", (*common, "--compile", *detailed)),
-        parts.Part("compared", (*common, *compared)),
-    ]
+    detailed = ["--compile", *parts.repeated("--case", DETAILED[few])]
+    compared = parts.repeated("--case", others[few]) + parts.repeated("--provider", COMPARED)
+    return [parts.Part("detailed", (*common, *detailed)), parts.Part("compared", (*common, *compared))]
 
 
 def main() -> int:
@@ -53,10 +38,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one size for either table")
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.limit
-    folder: pathlib.Path = arguments.output
-    logs: pathlib.Path = arguments.logs or folder
-    for made in (folder, logs):
-        made.mkdir(parents=True, exist_ok=True)
+    folder, logs = parts.folders(arguments)
     path, outcome = parts.measure(plan(arguments.seconds, arguments.quick), folder, logs, end)
     return parts.summary(path, outcome)
 

@@ -61,9 +61,8 @@ def warm_up(folder: pathlib.Path, device: str, seconds: float) -> None:
     """Compile every kernel that the benchmark needs. A failure is not reported here: the benchmark meets it again."""
 
     def one(case: str) -> int:
-        return parts.run(
-            ["-m", "benchmarks.warm_up", case, device], folder / f"warm-up-{case.replace('/', '-')}.log", seconds
-        )[0]
+        log = folder / f"warm-up-{case.replace('/', '-')}.log"
+        return parts.run(["-m", "benchmarks.warm_up", case, device], log, seconds)[0]
 
     start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -79,10 +78,9 @@ def plan(device: str, quick: bool) -> list[parts.Part]:
 
     def part(name: str, dtype: str, cases: tuple[str, ...], providers: tuple[str, ...]) -> parts.Part:
         options = ["--device", device, "--dtype", dtype, "--seconds", "0.02" if quick else "0.05"]
-        options += [word for layout in LAYOUTS for word in ("--layout", layout)]
-        options += [word for direction in DIRECTIONS for word in ("--direction", direction)]
-        options += [word for case in cases[: 1 if quick else None] for word in ("--case", case)]
-        return parts.Part(name, (*options, *(word for name in providers for word in ("--provider", name))))
+        options += parts.repeated("--layout", LAYOUTS) + parts.repeated("--direction", DIRECTIONS)
+        options += parts.repeated("--case", cases[: 1 if quick else None]) + parts.repeated("--provider", providers)
+        return parts.Part(name, tuple(options))
 
     return [
         part("float16", "float16", sizes.CASES, plain),
@@ -106,10 +104,7 @@ def main() -> int:
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error("no GPU is available to PyTorch here")
     end = time.monotonic() + arguments.seconds
-    folder: pathlib.Path = arguments.output
-    logs: pathlib.Path = arguments.logs or folder
-    for made in (folder, logs):
-        made.mkdir(parents=True, exist_ok=True)
+    folder, logs = parts.folders(arguments)
     on_cpu = arguments.device == "cpu"
 
     outcome: dict[str, int] = {}

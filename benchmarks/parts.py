@@ -4,11 +4,13 @@ The file is written after every part, with all rows so far. Each part is a proce
 time costs the other parts nothing.
 """
 
+import argparse
 import os
 import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from benchmarks.published.schema import file_name
@@ -24,6 +26,20 @@ class Part(NamedTuple):
 
     name: str
     options: tuple[str, ...]
+
+
+def repeated(option: str, values: Iterable[str]) -> list[str]:
+    """The option in front of each value."""
+    return [word for value in values for word in (option, value)]
+
+
+def folders(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
+    """Those of --output and --logs, made."""
+    folder: pathlib.Path = arguments.output
+    logs: pathlib.Path = arguments.logs or folder
+    for made in (folder, logs):
+        made.mkdir(parents=True, exist_ok=True)
+    return folder, logs
 
 
 def run(command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:

@@ -28,8 +28,8 @@ def test_two_processes(tmp_path: pathlib.Path) -> None:
     """Each proof is a function of `two_processes.py`. One start serves all, since starts are the cost."""
     script = ROOT / "tests" / "helpers" / "two_processes.py"
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    output = run_python([str(script), str(tmp_path / "meeting"), *PROOFS], cwd=tmp_path, env=environment)
-    assert [line for line in output.splitlines() if line.startswith("proven")] == [f"proven: {p}" for p in PROOFS]
+    output = run_python([str(script), str(tmp_path / "meeting")], cwd=tmp_path, env=environment)
+    assert [line.removeprefix("proven: ") for line in output.splitlines() if "proven" in line] == PROOFS
 
 
 def test_one_process_needs_no_group() -> None:

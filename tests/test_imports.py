@@ -1,10 +1,9 @@
 """What an import brings along, seen in fresh processes, and the one direction in which the package's imports run."""
 
 import ast
+import functools
 import graphlib
 import importlib.util
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,103 +42,69 @@ ROOMS = (
 )
 
 
-def _in_fresh_process(code: str, cwd: Path) -> str:
-    return run_python(["-c", textwrap.dedent(code)], cwd=cwd, env={"PYTHONPATH": str(PACKAGE.parent)})
+# Every claim about imports, in one process: importing PyTorch is what costs.
+_CLAIMS = f"""
+import collections, importlib.util, os, sys
+before = dict(os.environ)
+import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.gpu.launching.config
+brought = sorted({{name.split(".")[0] for name in sys.modules}} & {{"triton", "matplotlib", "PIL", "kernels"}})
+assert not brought, brought
+assert dict(os.environ) == before, "importing changed the environment"
+
+# a call on a CPU brings no Triton
+import torch
+import ulsam_fused as uf
+x, scale, v = torch.randn(2, 6, 5, 4, requires_grad=True), torch.randn(6), torch.randn(6)
+uf.subspace_attention(x, scale, v, 3).sum().backward()
+assert "triton" not in sys.modules
+
+# all but one backend works without it
+class NoTriton:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+installed = importlib.util.find_spec("triton") is not None
+sys.meta_path.insert(0, NoTriton())
+expected = uf.reference.subspace_attention(x, scale, v, 3)
+for backend in ("torch", "auto", "reference"):
+    torch.testing.assert_close(uf.subspace_attention(x, scale, v, 3, backend=backend), expected)
+assert "backend: triton" not in uf.explain(x, 3)
+layer = uf.ULSAM(6, 3, backend="triton")
+for call in (lambda: uf.subspace_attention(x, scale, v, 3, backend="triton"), lambda: layer(x)):
+    try:
+        call()
+    except RuntimeError as error:
+        assert "triton" in str(error).lower() and "import" in str(error), str(error)
+    else:
+        raise AssertionError('backend "triton" served a call without Triton')
+del sys.meta_path[0]
+
+# kernels are loaded once, and under the package
+if installed:
+    import ulsam_fused.kernels.gpu.backend
+assert "kernels" not in sys.modules
+names = collections.defaultdict(list)
+for name, module in list(sys.modules.items()):
+    if name.startswith(("ulsam_fused", "kernels")):
+        names[getattr(module, "__file__", None) or ""].append(name)
+assert len(names) > 5 and all(len(group) == 1 for group in names.values()), names
+
+# PyPI has a distribution `kernels`, and other packages look for it: our folder refuses to be taken for it
+sys.path.insert(0, {str(KERNELS.parent)!r})
+try:
+    import kernels
+except ImportError as error:
+    assert "import it as `ulsam_fused.kernels`" in str(error), error
+else:
+    raise AssertionError(kernels.__file__)
+print("all hold")
+"""
 
 
-def test_import_brings_neither_triton_nor_matplotlib(tmp_path: Path) -> None:
-    _in_fresh_process(
-        """
-        import os, sys
-        before = dict(os.environ)
-        import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.gpu.launching.config
-        brought = sorted({name.split(".")[0] for name in sys.modules} & {"triton", "matplotlib", "PIL", "kernels"})
-        assert not brought, brought
-        assert dict(os.environ) == before, "importing changed the environment"
-        """,
-        tmp_path,
-    )
-
-
-def test_a_cpu_call_brings_no_triton(tmp_path: Path) -> None:
-    _in_fresh_process(
-        """
-        import sys, torch
-        import ulsam_fused as uf
-        x, weight = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(4)
-        uf.subspace_attention(x, weight, weight, 2).sum().backward()
-        assert "triton" not in sys.modules
-        """,
-        tmp_path,
-    )
-
-
-def test_works_without_triton(tmp_path: Path) -> None:
-    _in_fresh_process(
-        """
-        import sys, torch
-
-        class NoTriton:
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] == "triton":
-                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-        sys.meta_path.insert(0, NoTriton())
-        import ulsam_fused as uf
-
-        torch.manual_seed(0)
-        x, scale, v = torch.randn(2, 6, 5, 4), torch.randn(6), torch.randn(6)
-        expected = uf.reference.subspace_attention(x, scale, v, 3)
-        for backend in ("torch", "auto", "reference"):
-            torch.testing.assert_close(uf.subspace_attention(x, scale, v, 3, backend=backend), expected)
-        assert "backend: triton" not in uf.explain(x, 3)
-
-        layer = uf.ULSAM(6, 3, backend="triton")
-        for call in (lambda: uf.subspace_attention(x, scale, v, 3, backend="triton"), lambda: layer(x)):
-            try:
-                call()
-            except RuntimeError as error:
-                assert "triton" in str(error).lower() and "import" in str(error), str(error)
-            else:
-                raise AssertionError('backend "triton" served a call without Triton')
-        """,
-        tmp_path,
-    )
-
-
-def test_kernels_are_loaded_once_and_under_the_package(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    _in_fresh_process(
-        """
-        import collections, sys
-        import ulsam_fused, ulsam_fused.kernels.gpu.backend
-        assert "kernels" not in sys.modules
-        names = collections.defaultdict(list)
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None) or ""
-            if name.startswith(("ulsam_fused", "kernels")):
-                names[file].append(name)
-        assert len(names) > 5 and all(len(group) == 1 for group in names.values()), names
-        """,
-        tmp_path,
-    )
-
-
-def test_the_folder_of_the_kernels_refuses_to_be_a_top_level_package(tmp_path: Path) -> None:
-    """PyPI has a distribution `kernels`, and other packages look for it."""
-    _in_fresh_process(
-        f"""
-        import sys
-        sys.path.insert(0, {str(KERNELS.parent)!r})
-        try:
-            import kernels
-        except ImportError as error:
-            assert "import it as `ulsam_fused.kernels`" in str(error), error
-        else:
-            raise AssertionError(kernels.__file__)
-        """,
-        tmp_path,
-    )
+@pytest.mark.slow  # imports PyTorch and Triton
+def test_what_imports_bring(tmp_path: Path) -> None:
+    assert run_python(["-c", _CLAIMS], cwd=tmp_path, env={"PYTHONPATH": str(PACKAGE.parent)}) == "all hold\n"
 
 
 def test_nothing_else_of_the_repository_is_inside_the_package() -> None:
@@ -158,13 +123,16 @@ def _sources() -> dict[str, str]:
     return sources
 
 
-def _imports(source: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+@functools.cache  # parsing is what costs
+def _imports(source: str) -> list[tuple[int, str, tuple[str, ...]]]:
     """Of every import statement wherever it stands, the level, the module and the names taken from it."""
+    found: list[tuple[int, str, tuple[str, ...]]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((0, alias.name, ()) for alias in node.names)
+            found += [(0, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.level, node.module or "", tuple(alias.name for alias in node.names)
+            found.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
+    return found
 
 
 def _own_imports(name: str, source: str, folders: set[str], modules: set[str]) -> set[str]:
@@ -239,13 +207,10 @@ def test_an_import_in_a_circle_is_noticed() -> None:
         tuple(graphlib.TopologicalSorter(_graph(planted)).static_order())
 
 
-def test_reference_imports_nothing_of_the_package() -> None:
-    assert _graph(_sources())["reference"] == set()
-
-
-def test_kernels_import_relatively_and_only_each_other() -> None:
+def test_reference_imports_nothing_and_kernels_only_each_other_relatively() -> None:
     sources = _sources()
     graph = _graph(sources)
+    assert graph["reference"] == set()
     for name in sources:
         if name.split(".")[0] == "kernels":
             assert all(other.split(".")[0] == "kernels" for other in graph[name]), (name, graph[name])

@@ -1,6 +1,7 @@
 """Every way to have the package gives `ulsam_fused` and `ulsam_fused.kernels`: wheel, sdist, editable, plain checkout.
 
-Built without network from a copy of the tree, installed into folders of their own, imported in fresh processes.
+Built without network from a copy of the tree, unpacked into folders of their own, imported in fresh processes. The
+wheel is built from the sdist, as `python -m build` does it.
 """
 
 import configparser
@@ -30,23 +31,28 @@ def _too_old(tool: str, oldest: int) -> bool:
         return True
 
 
-_NEEDED = {"build": 1, "pip": 22, "setuptools": 77}
+_NEEDED = {"build": 1, "setuptools": 77}
 _LACKING = [f"{tool}>={oldest}" for tool, oldest in _NEEDED.items() if _too_old(tool, oldest)]
 pytestmark = [
-    pytest.mark.slow,  # builds, installs and imports the package in about 20 processes
+    pytest.mark.slow,  # builds and imports the package in about ten processes
     pytest.mark.xdist_group("packaging"),
     pytest.mark.skipif(bool(_LACKING), reason=f"building needs {', '.join(_LACKING)}"),
 ]
 
 _NOT_SOURCE = (".git", ".venv", "build", "dist", "out", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 
-# Prints what a process imports, and from where. The first import is the one that unpickling makes, as in a process that
+# Prints what a process imports, and from where, one line for each place in argv[1]. With dependencies (argv[2:]) a
+# place is the site-packages of an interpreter, and they stand behind it: neither this environment's own installation of
+# the package nor its .pth files come into play. Without, a place is the working directory. Importing torch is what
+# costs, so processes are forked after it. The first import is the one that unpickling makes, as in a process that
 # another one has spawned.
 _REPORT = """
-import importlib, importlib.resources, json, pickle, sys
-LaunchConfig = pickle.loads(b"culsam_fused.kernels.gpu.launching.config\\nLaunchConfig\\n.")
-import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.gpu.launching.config as config
-assert config.LaunchConfig is LaunchConfig
+import importlib, importlib.resources, json, os, pickle, site, sys
+places, dependencies = json.loads(sys.argv[1]), sys.argv[2:]
+standard = list(sys.path)
+sys.path += dependencies
+sys.dont_write_bytecode = True
+import torch
 
 def answer(name):
     try:
@@ -54,24 +60,38 @@ def answer(name):
     except ImportError as error:
         return f"{type(error).__name__}: {error}"
 
-top = sorted({name for name in sys.modules if name.split(".")[0] in ("kernels", "tests", "benchmarks")})
-folders = ("ulsam_fused", "tests", "benchmarks", "examples", "docs")
-print(json.dumps({
-    "package": ulsam_fused.__file__,
-    "cli": ulsam_fused.cli.__file__,
-    "config": config.__file__,
-    "version": ulsam_fused.__version__,
-    "top": top,
-    "reloaded": importlib.reload(ulsam_fused.kernels).__file__,
-    "resource": str(importlib.resources.files("ulsam_fused.kernels") / "__init__.py"),
-    "inside": {f"ulsam_fused.{name}": answer(f"ulsam_fused.{name}") for name in (*folders, "kernels.kernels")},
-    "kernels": answer("kernels"),
-}))
-"""
+def report():
+    LaunchConfig = pickle.loads(b"culsam_fused.kernels.gpu.launching.config\\nLaunchConfig\\n.")
+    import ulsam_fused, ulsam_fused.cli, ulsam_fused.kernels.gpu.launching.config as config
+    assert config.LaunchConfig is LaunchConfig
+    assert callable(ulsam_fused.cli.main)
+    top = sorted({name for name in sys.modules if name.split(".")[0] in ("kernels", "tests", "benchmarks")})
+    folders = ("ulsam_fused", "tests", "benchmarks", "examples", "docs")
+    print(json.dumps({
+        "package": ulsam_fused.__file__,
+        "cli": ulsam_fused.cli.__file__,
+        "config": config.__file__,
+        "version": ulsam_fused.__version__,
+        "top": top,
+        "reloaded": importlib.reload(ulsam_fused.kernels).__file__,
+        "resource": str(importlib.resources.files("ulsam_fused.kernels") / "__init__.py"),
+        "inside": {f"ulsam_fused.{name}": answer(f"ulsam_fused.{name}") for name in (*folders, "kernels.kernels")},
+        "kernels": answer("kernels"),
+    }))
 
-# as an interpreter whose site-packages is the folder argv[1], with the dependencies (argv[2:]) behind it: neither this
-# environment's own installation of the package nor its .pth files come into play
-_INSTALLED = "import site, sys\nsite.addsitedir(sys.argv[1])\nsys.path += sys.argv[2:]\n" + _REPORT
+for place in places:
+    child = os.fork()
+    if child == 0:
+        if dependencies:
+            sys.path[:] = standard
+            site.addsitedir(place)
+            sys.path += dependencies
+        else:
+            os.chdir(place)
+        report()
+        break
+    assert os.waitpid(child, 0)[1] == 0, place
+"""
 
 
 def _dependencies() -> list[str]:
@@ -104,24 +124,14 @@ def _copy(destination: Path) -> Path:
     return destination
 
 
-def _build(tree: Path, kind: str) -> Path:
-    run_python(["-m", "build", "--no-isolation", f"--{kind}", "--outdir", "built", "."], cwd=tree)
-    (built,) = (tree / "built").iterdir()
-    return built
-
-
-def _install(destination: Path, *what: str) -> Path:
-    pip = ["-m", "pip", "--isolated", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    run_python([*pip, *offline, "--target", str(destination), *what], cwd=destination.parent)
+def _unpacked(wheel: Path, destination: Path) -> Path:
+    zipfile.ZipFile(wheel).extractall(destination)
     return destination
 
 
-def _imported(installed: Path, cwd: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(
-        run_python(["-I", "-S", "-c", _INSTALLED, str(installed), *_dependencies()], cwd=cwd)
-    )
-    return report
+def _reports(arguments: list[str], places: list[Path], dependencies: list[str], **options: Any) -> list[dict[str, Any]]:
+    given = [*arguments, "-c", _REPORT, json.dumps([str(place) for place in places]), *dependencies]
+    return [json.loads(line) for line in run_python(given, **options).splitlines()]
 
 
 def _assert_from(report: dict[str, Any], package: Path, kernels: Path) -> None:
@@ -150,70 +160,64 @@ def _needs_no_other_installation() -> None:
             pytest.skip(f"ulsam_fused is installed in {path}, which comes before every editable installation")
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return _copy(tmp_path / "tree")
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing is built in it."""
+    return _copy(tmp_path_factory.mktemp("plain") / "tree")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build(_copy(tmp_path_factory.mktemp("wheel") / "tree"), "wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist and a wheel."""
+    tree = _copy(tmp_path_factory.mktemp("built") / "tree")
+    run_python(["-m", "build", "--no-isolation", "--outdir", "built", "."], cwd=tree)
+    return tree / "built"
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build(_copy(tmp_path_factory.mktemp("sdist") / "tree"), "sdist")
+def wheel(built: Path) -> Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="module")
 def installed_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _install(tmp_path_factory.mktemp("installed") / "wheel", str(wheel))
+    return _unpacked(wheel, tmp_path_factory.mktemp("installed"))
 
 
-def test_wheel_imports(installed_wheel: Path, tmp_path: Path) -> None:
-    package = installed_wheel / "ulsam_fused"
-    _assert_from(_imported(installed_wheel, tmp_path), package, package / "kernels")
-
-
-def test_script_runs_from_a_wheel(installed_wheel: Path, tmp_path: Path) -> None:
-    (script,) = (path for path in (installed_wheel / "bin").iterdir() if path.stem == "ulsam-fused")
-    printed = run_python([str(script), "--help"], cwd=tmp_path, env={"PYTHONPATH": str(installed_wheel)})
-    assert "usage: ulsam-fused" in printed
-
-
-def test_sdist_builds_and_imports(sdist: Path, tmp_path: Path) -> None:
-    installed = _install(tmp_path / "installed", str(sdist))
-    package = installed / "ulsam_fused"
-    _assert_from(_imported(installed, tmp_path), package, package / "kernels")
-
-
-@pytest.mark.parametrize("mode", ["lenient", "compat"])
-def test_editable_imports(mode: str, tree: Path, tmp_path: Path) -> None:
-    """In the modes that one has to ask for."""
-    _needs_no_other_installation()
-    settings = ["--config-settings", f"editable_mode={mode}"]
-    installed = _install(tmp_path / "installed", *settings, "--editable", str(tree))
-    assert not (installed / "ulsam_fused").exists(), "the package was copied, so the installation is not editable"
-    _assert_from(_imported(installed, tmp_path), tree / "ulsam_fused", tree / "kernels")
+# calls what pip calls; strict is the mode that pyproject.toml chooses, and for the others one has to ask
+_EDITABLE = """
+from setuptools import build_meta
+for mode in ("lenient", "compat", "strict"):
+    build_meta.build_editable(f"../{mode}", None if mode == "strict" else {"editable_mode": mode})
+"""
 
 
 @pytest.fixture(scope="module")
-def editable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tree, and a folder into which it was installed in the mode that pyproject.toml chooses: strict, by links."""
+def editable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A tree, and by mode a folder into which it was installed."""
     folder = tmp_path_factory.mktemp("editable")
     tree = _copy(folder / "tree")
-    return tree, _install(folder / "installed", "--editable", str(tree))
+    run_python(["-c", _EDITABLE], cwd=tree)
+    wheels = {mode: next((folder / mode).iterdir()) for mode in ("lenient", "compat", "strict")}
+    return tree, {mode: _unpacked(wheel, folder / f"{mode}_installed") for mode, wheel in wheels.items()}
 
 
-def test_editable_imports_links(editable: tuple[Path, Path], tmp_path: Path) -> None:
-    _needs_no_other_installation()
+def test_installations_import(installed_wheel: Path, editable: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     tree, installed = editable
-    assert not (installed / "ulsam_fused").exists(), "the package was copied, so the installation is not editable"
-    report = _imported(installed, tmp_path)
-    package = Path(report["package"]).parent
-    assert tree.resolve() / "build" in package.parents
-    _assert_from(report, package, package / "kernels")
-    for ours, theirs in ((package, tree / "ulsam_fused"), (package / "kernels", tree / "kernels")):
+    places = [installed_wheel, *installed.values()]
+    of_wheel, lenient, compat, strict = _reports(["-I", "-S"], places, _dependencies(), cwd=tmp_path)
+    package = installed_wheel / "ulsam_fused"
+    _assert_from(of_wheel, package, package / "kernels")
+    _needs_no_other_installation()
+    for folder in installed.values():
+        assert not (folder / "ulsam_fused").exists(), "the package was copied, so the installation is not editable"
+    for report in (lenient, compat):
+        _assert_from(report, tree / "ulsam_fused", tree / "kernels")
+    links = Path(strict["package"]).parent
+    assert tree.resolve() / "build" in links.parents
+    _assert_from(strict, links, links / "kernels")
+    for ours, theirs in ((links, tree / "ulsam_fused"), (links / "kernels", tree / "kernels")):
         for name in _files(theirs):
             assert (ours / name).samefile(theirs / name), name
 
@@ -254,14 +258,14 @@ def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("way", ["wheel", "editable"])
 def test_a_type_checker_sees_the_package(
-    way: str, installed_wheel: Path, editable: tuple[Path, Path], mypy_cache: Path, tmp_path: Path
+    way: str, installed_wheel: Path, editable: tuple[Path, dict[str, Path]], mypy_cache: Path, tmp_path: Path
 ) -> None:
     """mypy, told nothing but which interpreter is used: one whose site-packages holds the installation."""
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("needs mypy")
     run_python(["-m", "venv", "--without-pip", "venv"], cwd=tmp_path)
     (places,) = (tmp_path / "venv").glob("[lL]ib/**/site-packages")
-    shutil.copytree(installed_wheel if way == "wheel" else editable[1], places, dirs_exist_ok=True)
+    shutil.copytree(installed_wheel if way == "wheel" else editable[1]["strict"], places, dirs_exist_ok=True)
     (places / "dependencies.pth").write_text("\n".join(_dependencies()))
     (interpreter,) = (path for path in (tmp_path / "venv").glob("*/python*") if path.stem == "python")
     (tmp_path / "user.py").write_text(_USER)
@@ -274,12 +278,11 @@ def test_a_type_checker_sees_the_package(
     assert "[arg-type]" in error or "[call-overload]" in error
 
 
-@pytest.mark.parametrize("pythonpath", [".", "absolute"])
-def test_plain_checkout_imports(pythonpath: str, tree: Path, tmp_path: Path) -> None:
-    cwd, value = (tree, ".") if pythonpath == "." else (tmp_path, str(tree))
-    report = json.loads(run_python(["-c", _REPORT], cwd=cwd, env={"PYTHONPATH": value}))
-    _assert_from(report, tree / "ulsam_fused", tree / "kernels")
-    assert report["kernels"].startswith("ImportError: this folder is part of ulsam_fused")
+def test_plain_checkout_imports(tree: Path, tmp_path: Path) -> None:
+    """From the checkout, and from elsewhere by PYTHONPATH."""
+    for report in _reports([], [tree, tmp_path], [], cwd=tree, env={"PYTHONPATH": str(tree)}):
+        _assert_from(report, tree / "ulsam_fused", tree / "kernels")
+        assert report["kernels"].startswith("ImportError: this folder is part of ulsam_fused")
 
 
 def test_wheel_holds_the_packages_and_nothing_else(wheel: Path, tree: Path) -> None:
@@ -308,7 +311,8 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert dict(scripts["console_scripts"]) == {"ulsam-fused": "ulsam_fused.cli:main"}
 
 
-def test_sdist_holds_the_repository(sdist: Path, tree: Path) -> None:
+def test_sdist_holds_the_repository(built: Path, tree: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     missing = _files(tree) - names

@@ -10,13 +10,12 @@ import argparse
 import hashlib
 import json
 import pathlib
-import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks import sizes
+from benchmarks.published.schema import RESULTS
 from ulsam_fused.bench import plot
 from ulsam_fused.bench.directions import DIRECTIONS
 from ulsam_fused.bench.rows import Result, Row, read
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 HASH = "Results"  # the keyword of the hash among the texts of a PNG
 MARKERS = {"nchw": "o", "channels_last": "D"}
 Column = Literal["percent_of_ceiling", "speedup_vs_eager", "peak_mem_mb"]
@@ -77,7 +75,6 @@ def _rows(result: Result, kind: Kind) -> list[Row]:
 
 def draw(result: Result, name: str, target: pathlib.Path) -> None:
     """One panel for each direction and type; a line for every size, a dot for every provider."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -88,7 +85,6 @@ def draw(result: Result, name: str, target: pathlib.Path) -> None:
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     size = (1.4 + 3.3 * len(directions), 1.5 + (0.35 + 0.24 * len(cases)) * len(dtypes))
     figure = Figure(figsize=size, layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(dtypes), len(directions), squeeze=False, sharex=True, sharey=True)
     values = [value for row in rows if (value := row[kind.column]) is not None]
     if kind.line == 100 and max(values) >= LINEAR_FROM:
@@ -130,8 +126,7 @@ def _panel(axes: "Axes", rows: list[Row], cases: list[str], kind: Kind) -> None:
     axes.grid(axis="x", which="major", alpha=0.35)
     axes.grid(axis="y", alpha=0.2)
     axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _legend(figure: "Figure", rows: list[Row]) -> None:
@@ -159,19 +154,14 @@ def digest(result: Result) -> str:
 
 def drawn_from(target: pathlib.Path) -> str | None:
     """The hash that a PNG carries; None where there is none."""
-    for name, content in _chunks(target.read_bytes()):
-        keyword, _, text = content.partition(b"\0")
-        if name == b"tEXt" and keyword == HASH.encode():
-            return text.decode()
-    return None
+    from PIL import Image, UnidentifiedImageError
 
-
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 8  # after the signature
-    while at + 8 <= len(png):
-        length, name = struct.unpack(">I4s", png[at : at + 8])
-        yield name, png[at + 8 : at + 8 + length]
-        at += 12 + length  # with the checksum
+    try:
+        with Image.open(target) as image:
+            text: str | None = image.info.get(HASH)
+    except UnidentifiedImageError:
+        return None
+    return text
 
 
 def problems(folder: pathlib.Path) -> list[str]:

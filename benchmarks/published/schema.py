@@ -31,7 +31,7 @@ KEYS = frozenset(get_type_hints(Result))
 COLUMNS = frozenset(get_type_hints(Row))
 TIMES = ("us_p20", "us_p50", "us_p80")
 NUMBERS = (*TIMES, "gbps", "percent_of_ceiling", "speedup_vs_eager", "speedup_vs_paper_eager", "host_us", "peak_mem_mb")
-FORMS = {p.name: p.form for p in providers(list(FUSED), compiled=True)}
+FORMS = {p.name: p.form for p in providers(list(FUSED), compiled=True, onnx=True)}
 HALF_A_HUNDREDTH = 0.005  # to which times are rounded
 
 
@@ -40,12 +40,9 @@ def file_name(result: Heading) -> str:
     device = result["device"].lower()
     if result["threads"] is not None:
         device = "cpu " + re.sub(r"\(r\)|\(tm\)|\b(intel|amd|cpu|processor)\b|@.*", " ", device)
-    name = f"{_slug(device)}-torch{result['torch'].split('+')[0]}"
+    slug = re.sub(r"[^a-z0-9.]+", "-", device).strip("-")
+    name = f"{slug}-torch{result['torch'].split('+')[0]}"
     return name + ("" if result["threads"] is not None else f"-triton{result['triton']}") + ".json"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
 def problems(result: Any, name: str) -> list[str]:

@@ -10,11 +10,10 @@ import pathlib
 import sys
 
 from benchmarks import sizes
-from benchmarks.published import plots
-from ulsam_fused.bench.rows import Result, Row, read
+from benchmarks.published import plots, schema
+from ulsam_fused.bench.rows import Result, Row, RowWorkload, read, workload_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 FIGURES = ROOT / "docs" / "figures.md"
 UNMEASURED = """\
@@ -39,12 +38,11 @@ GAINS = {"forward": "runs forward", "train-norm": "trains"}  # direction: the wo
 Group = dict[str, Row]  # the rows of one case, direction, type and memory format, by provider
 
 
-def groups(result: Result) -> dict[tuple[str, ...], Group]:
+def groups(result: Result) -> dict[RowWorkload, Group]:
     """By case, direction, type and memory format."""
-    found: dict[tuple[str, ...], Group] = {}
+    found: dict[RowWorkload, Group] = {}
     for row in result["rows"]:
-        key = (row["case"], row["direction"], row["dtype"], row["layout"])
-        found.setdefault(key, {})[row["provider"]] = row
+        found.setdefault(workload_of(row), {})[row["provider"]] = row
     return found
 
 
@@ -84,7 +82,7 @@ def _milliseconds(row: Row | None) -> str:
     return time if row["provider"] == "eager" else f"{time} ({row['speedup_vs_eager']:.1f}×)"
 
 
-def _ratios(found: dict[tuple[str, ...], Group], name: str) -> list[str]:
+def _ratios(found: dict[RowWorkload, Group], name: str) -> list[str]:
     columns = (("forward", name), ("forward+backward", name), ("train-norm", f"{name}+norm"))
     lines = [
         "Our times at every size, from the same run: milliseconds; how many times faster than the authors' module in "
@@ -95,7 +93,8 @@ def _ratios(found: dict[tuple[str, ...], Group], name: str) -> list[str]:
         "|---|---|---|---|",
     ]
     for case in sizes.by_map({case for case, *_ in found}):
-        cells = [_ratio(found.get((case, direction, "float32", "nchw"), {}), name) for direction, name in columns]
+        here = [found.get(RowWorkload(case, direction, "float32", "nchw"), {}) for direction, _ in columns]
+        cells = [_ratio(group, name) for group, (_, name) in zip(here, columns, strict=True)]
         lines.append(_line([case, *cells]))
     return lines
 
@@ -135,7 +134,7 @@ def gpu_table(result: Result, dtype: str = "float16") -> str:
     found = groups(result)
     for case in sizes.by_map({case for case, *_ in found}):
         for layout in ("nchw", "channels_last"):
-            here = [found.get((case, direction, dtype, layout), {}) for direction, _ in columns]
+            here = [found.get(RowWorkload(case, direction, dtype, layout), {}) for direction, _ in columns]
             if any(here):
                 cells = [_ratio(group, name, unit=1, digits=1) for group, (_, name) in zip(here, columns, strict=True)]
                 row = here[0].get("fused[triton]")
@@ -168,7 +167,7 @@ def gain(result: Result) -> str:
 
 def rendered() -> dict[pathlib.Path, str]:
     """Both pages with their figures and pictures made anew, each from the newest file of its kind."""
-    files = sorted((read(path)["date"], path) for path in plots.published(RESULTS))
+    files = sorted((read(path)["date"], path) for path in plots.published(schema.RESULTS))
     on_cpu = [path for _, path in files if path.name.startswith("cpu-")]
     on_gpu = [path for _, path in files if not path.name.startswith("cpu-")]
     source, sentence = [(path, text) for path in (*on_cpu, *on_gpu) if (text := gain(read(path)))][-1]

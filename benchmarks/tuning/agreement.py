@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.tuning.calls import Work, candidates
 from benchmarks.tuning.configs import CHOSEN, Target
-from ulsam_fused.bench.accuracy import Measure, Results, complaint, largest_error, one_line
+from ulsam_fused.bench.accuracy import Measure, Results, complaint, largest_error
+from ulsam_fused.console.errors import one_line
 
 PRECISE = 1e-4  # tolerance of float32 results: sums run in another order
 EPSILONS = 4  # tolerance of results that are rounded to a narrower type

@@ -11,30 +11,21 @@ from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching.geometry import num_sms
 
-from benchmarks.tuning.configs import (
-    BACKWARD,
-    CHOSEN,
-    FORWARD,
-    NORM_BACKWARD,
-    NORM_FORWARD,
-    Candidate,
-    Target,
-    alternatives,
-)
-from benchmarks.tuning.configs import chosen as choose
+from benchmarks.tuning import configs
+from benchmarks.tuning.configs import BACKWARD, FORWARD, NORM_BACKWARD, NORM_FORWARD, Candidate, Target, alternatives
+from ulsam_fused.bench.accuracy import Results
 from ulsam_fused.bench.providers import SHARPNESS
 from ulsam_fused.bench.timing import sets_needed
 from ulsam_fused.bench.workload import Workload
 
 TENSORS = {FORWARD: 2, BACKWARD: 3, NORM_FORWARD: 2, NORM_BACKWARD: 3}  # of x's size, that a call reads or writes
 EPS, MOMENTUM = 1e-5, 0.1
-Results = dict[str, Tensor]
 
 
 def candidates(target: Target, device: torch.device) -> dict[str, Candidate]:
     """The chosen configuration, then its alternatives."""
-    chosen = choose(target, num_sms(device))
-    return {CHOSEN: chosen, **alternatives(target, chosen)}
+    chosen = configs.chosen(target, num_sms(device))
+    return {configs.CHOSEN: chosen, **alternatives(target, chosen)}
 
 
 class Parameters(NamedTuple):

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 import sys
 import time
@@ -27,16 +26,7 @@ from benchmarks import sizes
 from benchmarks.published import schema
 from benchmarks.tuning import table
 from benchmarks.tuning.calls import Work, candidates
-from benchmarks.tuning.configs import (
-    BACKWARD,
-    CHOSEN,
-    DIRECTIONS,
-    FORWARD,
-    NORM_BACKWARD,
-    NORM_FORWARD,
-    Candidate,
-    Target,
-)
+from benchmarks.tuning.configs import CHOSEN, DIRECTIONS, Candidate, Target
 from benchmarks.tuning.processes import Verdicts, judged
 from benchmarks.tuning.table import Row
 from benchmarks.tuning.timing import in_turn
@@ -53,7 +43,7 @@ EACH = 0.1  # seconds that a candidate is timed
 
 def targets(args: argparse.Namespace) -> list[Target]:
     """The most important first: the paper's form at every size, then the form with BatchNorm."""
-    forms = ((FORWARD, BACKWARD), (NORM_FORWARD, NORM_BACKWARD))
+    forms = (DIRECTIONS[:2], DIRECTIONS[2:])
     return [
         Target(case, direction, dtype, layout)
         for dtype, form, case in itertools.product(args.dtype or ["float16"], forms, args.case or sizes.CASES)
@@ -116,7 +106,7 @@ def run(args: argparse.Namespace, device: torch.device) -> tuple[pathlib.Path, l
             left += 1
             continue
         rows += measured(target, device, these, verdicts)
-        path.write_text(json.dumps({**result, "candidates": rows}, indent=1) + "\n")
+        bench_rows.write(path, {**result, "candidates": rows})
         print(f"{target}: {sum(row['error'] is None for row in rows)} times taken so far", file=sys.stderr, flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # graphs keep what they have allocated

@@ -22,7 +22,7 @@ struct Forward {
   View<Y> to(int64_t i) const { return y.at(i / s.g, i % s.g * s.G()); }
 
   void logits_of(int64_t i, int64_t r0, int64_t r1) const {
-    logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels, r0, r1);
+    logits<F, T>(z + i * s.P(), from(i), bounds_of(x, s), s, i % s.g, *channels, r0, r1);
   }
 
   // a [padded(P)]
@@ -30,6 +30,7 @@ struct Forward {
     const F l = softmax(a, z + i * s.P(), s.P(), affine[i % s.g]);
     if (lse) lse[i] = l;
     if (attention) std::copy(a, a + s.P(), attention + i * s.P());
+    drop_tiny(a, s.P());
   }
 
   void exactly(int64_t i, F* a) const {
@@ -84,25 +85,45 @@ struct Forward {
   }
 };
 
-template <class F, class T, class Y>
+// y has the type of x or of the computation.
+template <class F, class T>
 void run(const Shape& s, const Tensor& x, const Maybe& y, const Channels<F>* channels, std::vector<Affine<F>> affine,
-         F* z, F* attention, F* lse) {
-  const View<Y> to = y ? out<Y>(*y) : View<Y>{};
-  const Forward<F, T, Y> call{s, view<T>(x), to, channels, std::move(affine), z, attention, lse};
-  cut_into_strips(s) ? call.strips_of_maps() : call.whole_maps();
+         const Tensor& z, const Maybe& attention, const Maybe& lse) {
+  auto with = [&](auto type) {
+    using Y = decltype(type);
+    const Forward<F, T, Y> call{s, view<T>(x), y ? out<Y>(*y) : View<Y>{}, channels, std::move(affine), numbers<F>(z),
+                                numbers<F>(attention), numbers<F>(lse)};
+    cut_into_strips(s) ? call.strips_of_maps() : call.whole_maps();
+  };
+  if (!y || y->scalar_type() == type_of<T>()) with(T());
+  else if constexpr (!std::is_same<T, F>::value) with(F());
+  else STD_TORCH_CHECK(false, "y of another type");
+}
+
+// A convolution's weight and bias, 1 and 0 where they are empty, with a norm of fixed statistics after it:
+// gain = gamma / sqrt(var + eps), then weight gain and beta + gain (bias - mean).
+template <class F>
+void fold(std::vector<F>& weight, std::vector<F>& bias, const Maybe& gamma, const Maybe& beta, const Maybe& mean,
+          const Maybe& var, double eps, int64_t count) {
+  const std::vector<F> gammas = list<F>(gamma, count), betas = list<F>(beta, count), means = list<F>(mean, count),
+                       vars = list<F>(var, count);
+  weight.resize(count, F(1)), bias.resize(count, F(0));
+  for (int64_t i = 0; i < count; ++i) {
+    const F gain = gammas[i] / std::sqrt(vars[i] + F(eps));
+    weight[i] *= gain, bias[i] = betas[i] + gain * (bias[i] - means[i]);
+  }
 }
 
 }  // namespace
 
 // z [N, g, P] is written where `logits`, else read; where `apply`, y and, if given, attention [N, g, P] and lse [N, g]
-// are written. second: rows gain and offset [6, g], or none for 1 and 0. y has the type of x or of the computation.
+// are written. second: rows gain and offset [6, g], or none for 1 and 0.
 void forward(Tensor x, Tensor scale, Maybe shift, Tensor v, Maybe b, Maybe second, Maybe y, Tensor z, Maybe attention,
              Maybe lse, int64_t num_splits, bool relu_u, bool relu_z, bool with_logits, bool apply) {
   const Shape s = shape_of(x, num_splits);
   if (s.N * s.C * s.P() == 0) return;
   with_type(x, [&](auto type) {
-    using T = decltype(type);
-    using F = Computed<T>;
+    using F = Computed<decltype(type)>;
     std::optional<Channels<F>> channels;
     if (with_logits)
       channels.emplace(s, list<F>(scale, s.C), list<F>(shift, s.C), list<F>(v, s.C), list<F>(b, s.g), relu_u);
@@ -111,11 +132,27 @@ void forward(Tensor x, Tensor scale, Maybe shift, Tensor v, Maybe b, Maybe secon
       const F* rows = numbers<F>(*second);
       for (int64_t k = 0; k < s.g; ++k) affine[k].gain = rows[k], affine[k].offset = rows[s.g + k];
     }
-    F *const z_ = numbers<F>(z), *const attention_ = numbers<F>(attention), *const lse_ = numbers<F>(lse);
-    const Channels<F>* given = channels ? &*channels : nullptr;
-    if (!y || y->scalar_type() == type_of<T>()) run<F, T, T>(s, x, y, given, affine, z_, attention_, lse_);
-    else if constexpr (!std::is_same<T, F>::value) run<F, T, F>(s, x, y, given, affine, z_, attention_, lse_);
-    else STD_TORCH_CHECK(false, "y of another type");
+    run<F, decltype(type)>(s, x, y, channels ? &*channels : nullptr, std::move(affine), z, attention, lse);
+  });
+}
+
+// Between BatchNorms with fixed statistics, which are folded here: parameters of one each cost less than operators of
+// PyTorch's. Without dw x itself is pooled, and without gamma1 dw and dw_bias are scale and shift.
+void folded_forward(Tensor x, Maybe dw, Maybe dw_bias, Maybe gamma1, Maybe beta1, Maybe mean1, Maybe var1, double eps1,
+                    Tensor pw, Maybe pw_bias, Tensor gamma2, Tensor beta2, Tensor mean2, Tensor var2, double eps2,
+                    Tensor y, Tensor z, Maybe attention, int64_t num_splits, bool relu_u, bool relu_z) {
+  const Shape s = shape_of(x, num_splits);
+  if (s.N * s.C * s.P() == 0) return;
+  with_type(x, [&](auto type) {
+    using F = Computed<decltype(type)>;
+    std::vector<F> scale = list<F>(dw, s.C), shift = list<F>(dw_bias, s.C), gain, offset = list<F>(pw_bias, s.g);
+    if (!dw) scale.assign(s.C, F(1)), shift.clear();
+    else if (gamma1) fold(scale, shift, gamma1, beta1, mean1, var1, eps1, s.C);
+    fold(gain, offset, gamma2, beta2, mean2, var2, eps2, s.g);
+    const Channels<F> channels(s, std::move(scale), std::move(shift), list<F>(pw, s.C), {}, relu_u && dw);
+    std::vector<Affine<F>> affine(s.g);
+    for (int64_t k = 0; k < s.g; ++k) affine[k] = {gain[k], offset[k], relu_z};
+    run<F, decltype(type)>(s, x, y, &channels, std::move(affine), z, attention, {});
   });
 }
 

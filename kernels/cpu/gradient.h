@@ -1,4 +1,4 @@
-// Backward of all maps: dl of each, then its channels one after the other, or a vector of them at a time.
+// Backward of all maps: dl of each, then its channels, a vector of them at a time.
 //
 // Sums over images: images are cut into blocks by shape, a block adds up its images in order, and the blocks are added
 // in order; so a result depends on nothing but the shape. A thread takes a block of one subspace; of few large maps,
@@ -32,75 +32,47 @@ struct Backward {
   View<const DT> D_of(int64_t i) const { return D.p ? D.at(i / s.g, i % s.g * s.G()) : D; }
   View<T> dx_of(int64_t i) const { return dx.at(i / s.g, i % s.g * s.G()); }
 
-  // Channels that go at once: those of a pixel, where x, dx and D have them side by side.
-  int step() const {
-    const bool pixels = order_of<F>(x.s, s) == Order::PIXELS && order_of<F>(dx.s, s) == Order::PIXELS &&
-                        (!D.p || order_of<F>(D.s, s) == Order::PIXELS);
-    return pixels ? LANES<F> : 1;
-  }
-
-  // Channels [c0, c1) of map i; partial [3, C] is added to.
-  template <int STEP>
-  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, const F* around, F* partial,
-                   Scratch<F>& scratch) const {
-    constexpr int MOST = Strip<F>::MOST;
-    const int at_once = Strip<F>::at_once(s, STEP);
-    std::vector<Strip<F>> strips_of;
-    for (int j = 0; j < at_once; ++j) strips_of.emplace_back(s, STEP, scratch);
-    const Columns<F> columns(s.W);
+  // Channels [c0, c1) of map i, a vector of them at a time; partial [3, C] is added to.
+  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, F* partial) const {
+    constexpr int L = LANES<F>;
+    Scratch<F> scratch(Strip<F>::room(s));
+    const Strip<F> strip(s, scratch);
     const int64_t base = i % s.g * s.G();
     const View<const T> xs = x_of(i);
     const View<const DT> Ds = D_of(i);
     const View<T> dxs = dx_of(i);
-    const DT* const D_end = Ds.p ? end_of(Ds, s) : nullptr;
-    T* const dx_end = dx.s.planes_joined(s) ? dxs.p + c1 * s.P() : nullptr;  // channels are written in order
     // 0, or NaN where a dl is not finite: dl m is then NaN though m be 0
     Vec<F> finite{};
-    for (int64_t p = 0; p < s.P(); p += LANES<F>) finite += load(dl + p) * F(0);
+    for (int64_t p = 0; p < s.P(); p += L) finite += load(dl + p) * F(0);
     const F trace = sum_lanes<F>(finite);
-    for (int64_t at = c0; at < c1; at += at_once * STEP) {
-      const int count = int(std::min<int64_t>(at_once, (c1 - at + STEP - 1) / STEP));
-      Factors<F> f[MOST];
-      Rows<F, T, DT> to[MOST];
-      View<const T> x_c[MOST];
-      int64_t from[MOST];
-      for (int m = 0; m < count; ++m) {
-        from[m] = std::min(at + m * STEP, c1 - STEP);
-        const int64_t one = base + from[m];
-        auto of = [&](const F* list) { return STEP == 1 ? broadcast(list[one]) : load(list + one); };
-        f[m] = {of(channels->kappa.data()), of(channels->size.data()), of(channels->shift.data()),
-                mean ? of(mean) : Vec<F>{}, of(channels->scale.data()) * of(channels->v.data())};
-        to[m] = {dxs.at(0, from[m]), dx_end, Ds.p ? Ds.at(0, from[m]) : Ds, D_end, a};
-        x_c[m] = xs.at(0, from[m]);
-      }
-      auto go = [&](auto relu) {
-        route<F, STEP, relu, T, DT>(f, to, x_c, count, end_of(xs, s), around, s, strips_of.data(), columns);
+    for (int64_t at = c0; at < c1; at += L) {
+      const int64_t from = std::max(c0, std::min(at, c1 - L));  // the last vector may overlap the one before it
+      const int count = int(std::min<int64_t>(L, c1 - from));
+      auto of = [&](const F* list) {
+        Vec<F> v;
+        for (int j = 0; j < L; ++j) v[j] = list[base + from + std::min(j, count - 1)];
+        return v;
       };
-      channels->relu ? go(std::true_type()) : go(std::false_type());
-      for (int m = 0; m < count; ++m)
-        for (int64_t j = at + m * STEP - from[m]; j < STEP; ++j) {
-          const int64_t one = base + from[m] + j;
-          ChannelSums<F> sum;
-          sum.sx = STEP == 1 ? sum_lanes<F>(f[m].sx) : f[m].sx[j];
-          sum.ss = STEP == 1 ? sum_lanes<F>(f[m].ss) : f[m].ss[j];
-          if (std::isfinite(sum.sx)) {
-            sum.m = channels->scale[one] * sum.sx + centred_shift[one] * sum.ss + trace;
-          } else {
-            sum = exact_route<F, T, DT>(dxs.at(0, from[m] + j), Ds.p ? Ds.at(0, from[m] + j) : Ds,
-                                        xs.at(0, from[m] + j), a, dl, s, channels->scale[one], channels->shift[one],
-                                        channels->kappa[one], F(f[m].mean[j]), F(f[m].factor[j]), channels->relu);
-          }
-          partial[one] += sum.sx, partial[s.C + one] += sum.ss, partial[2 * s.C + one] += sum.m;
+      Factors<F> f{of(channels->kappa.data()), of(channels->size.data()), of(channels->shift.data()),
+                   mean ? of(mean) : Vec<F>{}, of(channels->scale.data()) * of(channels->v.data())};
+      const Lanes<const T> x_c{xs.at(0, from), count, order_of<F>(x.s, s)};
+      const Lanes<const DT> D_c{Ds.p ? Ds.at(0, from) : Ds, count, order_of<F>(D.s, s)};
+      const Lanes<T> dx_c{dxs.at(0, from), count, order_of<F>(dx.s, s)};
+      channels->relu ? route<F, true, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip)
+                     : route<F, false, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip);
+      for (int64_t j = at - from; j < count; ++j) {
+        const int64_t c = from + j, one = base + c;
+        ChannelSums<F> sum{f.sx[j], f.ss[j], 0};
+        if (std::isfinite(sum.sx)) {
+          sum.m = channels->scale[one] * sum.sx + centred_shift[one] * sum.ss + trace;
+        } else {
+          sum = exact_route<F, T, DT>(dxs.at(0, c), Ds.p ? Ds.at(0, c) : Ds, xs.at(0, c), a, dl, s,
+                                      channels->scale[one], channels->shift[one], channels->kappa[one], F(f.mean[j]),
+                                      F(f.factor[j]), channels->relu);
         }
+        partial[one] += sum.sx, partial[s.C + one] += sum.ss, partial[2 * s.C + one] += sum.m;
+      }
     }
-  }
-
-  int64_t strip_room() const { return Strip<F>::room(s, step()); }
-
-  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, const F* around, F* partial) const {
-    Scratch<F> scratch(strip_room());
-    if (step() == 1) channels_of<1>(i, c0, c1, a, dl, around, partial, scratch);
-    else channels_of<LANES<F>>(i, c0, c1, a, dl, around, partial, scratch);
   }
 
   // da [padded(P)] in rows [r0, r1).
@@ -110,10 +82,10 @@ struct Backward {
     if (D.p) add_products<F, T, DT>(da, D_of(i), x_of(i), s, r0, r1);
   }
 
-  // From da: A, dl in its place, and dl with 0 around it.
-  void finish(int64_t i, F* a, F* da, F* around) const {
+  // From da: A, and dl in its place.
+  void finish(int64_t i, F* a, F* da) const {
     const int64_t P = s.P();
-    if (!dz || D.p) softmax(a, z + i * P, P, affine[i % s.g]);
+    if (!dz || D.p) softmax(a, z + i * P, P, affine[i % s.g]), drop_tiny(a, P);
     if (dz) {
       std::copy(dz + i * P, dz + (i + 1) * P, da);
       std::fill(da + P, da + padded<F>(P), F(0));
@@ -138,11 +110,9 @@ struct Backward {
       }
     }
     if (dl) std::copy(da, da + P, dl + i * P);
-    else surround(around, da, s);
   }
 
   int64_t map_room() const { return Scratch<F>::rounded(padded<F>(s.P()) + LANES<F>); }
-  int64_t around_room() const { return Scratch<F>::rounded(dl_room<F>(s)); }
 
   void add_up(const std::vector<F>& partial, int64_t blocks) const {
     std::copy(partial.begin(), partial.begin() + 3 * s.C, sums);
@@ -155,14 +125,13 @@ struct Backward {
     std::vector<F> partial(images.parts * 3 * s.C, F(0));
     parallel(images.parts * s.g, images.size * s.G() * s.P(), [&](int64_t item) {
       const int64_t b = item / s.g, k = item % s.g;
-      Scratch<F> scratch(2 * map_room() + around_room());
+      Scratch<F> scratch(2 * map_room());
       F *const a = scratch.take(map_room()), *const da = scratch.take(map_room());
-      F* const around = scratch.take(around_room());
       for (int64_t n = images.begin(b); n < images.end(b); ++n) {
         const int64_t i = n * s.g + k;
         if (!dz) start(i, da, 0, s.H);
-        finish(i, a, da, around);
-        if (!dl) channels_of(i, 0, s.G(), a, da, around, &partial[b * 3 * s.C]);
+        finish(i, a, da);
+        if (!dl) channels_of(i, 0, s.G(), a, da, &partial[b * 3 * s.C]);
       }
     });
     if (!dl) add_up(partial, images.parts);
@@ -170,12 +139,11 @@ struct Backward {
 
   void strips_of_maps() const {
     const int64_t maps = s.N * s.g;
-    Scratch<F> scratch(maps * (2 * map_room() + around_room()));
+    Scratch<F> scratch(maps * (2 * map_room()));
     F *const a = scratch.take(maps * map_room()), *const da = scratch.take(maps * map_room());
-    F* const around = scratch.take(maps * around_room());
     const Cut rows = strips<F>(s);
-    Cut blocks = cut(s.G(), std::max<int64_t>(1, LARGE / s.P()), step());
-    if (blocks.parts > 1 && blocks.end(blocks.parts - 1) - blocks.begin(blocks.parts - 1) < step()) --blocks.parts;
+    Cut blocks = cut(s.G(), std::max<int64_t>(1, LARGE / s.P()), LANES<F>);
+    if (blocks.parts > 1 && blocks.end(blocks.parts - 1) - blocks.begin(blocks.parts - 1) < LANES<F>) --blocks.parts;
     std::vector<F> partial(s.N * 3 * s.C, F(0));
     if (!dz)
       parallel(maps * rows.parts, s.G() * s.W * rows.size, [&](int64_t j) {
@@ -183,14 +151,13 @@ struct Backward {
         start(i, da + i * map_room(), rows.begin(r), rows.end(r));
       });
     parallel(maps, s.P(), [&](int64_t i) {
-      finish(i, a + i * map_room(), da + i * map_room(), around + i * around_room());
+      finish(i, a + i * map_room(), da + i * map_room());
     });
     if (dl) return;
     parallel(maps * blocks.parts, s.P() * blocks.size, [&](int64_t j) {
       const int64_t i = j / blocks.parts, b = j % blocks.parts;
       const int64_t end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
-      channels_of(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), around + i * around_room(),
-                  &partial[i / s.g * 3 * s.C]);
+      channels_of(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), &partial[i / s.g * 3 * s.C]);
     });
     add_up(partial, s.N);
   }

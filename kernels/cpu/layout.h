@@ -101,33 +101,6 @@ void pack_rows(F* dst, int64_t to, const T* src, const Strides& s, int64_t r0, i
   }
 }
 
-// The first `count` lanes from p on, `step` apart, 0 behind them, and back.
-template <class F, class T>
-ULSAM_APART Vec<F> gather(const T* p, int64_t step, int64_t count) {
-  F some[LANES<F>] = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = get(p + i * step);
-  return load(some);
-}
-template <class F, class T>
-ULSAM_APART void scatter(T* p, int64_t step, int64_t count, Vec<F> v) {
-  F some[LANES<F>];
-  store(some, v);
-  for (int64_t i = 0; i < count; ++i) put(p + i * step, some[i]);
-}
-
-// `count` lanes of a row at p: a whole vector where there are so many, or memory up to `end` may be read; and back,
-// where what lies before `end` is written later.
-template <class F, class T>
-ULSAM_INLINE Vec<F> load_row(const T* p, int64_t step, int64_t count, const T* end) {
-  if (step == 1 && (count == LANES<F> || p + LANES<F> <= end)) return load<F>(p);
-  return gather<F, T>(p, step, count);
-}
-template <class F, class T>
-ULSAM_INLINE void store_row(T* p, int64_t step, int64_t count, Vec<F> v, T* end) {
-  if (step == 1 && (count == LANES<F> || p + LANES<F> <= end)) store<F>(p, v);
-  else scatter<F, T>(p, step, count, v);
-}
-
 // --- how work is cut, by shape alone --------------------------------------------------------------------------------
 
 // Parts of `whole`, nearly equal, each a multiple of `unit` but for the last.

@@ -19,20 +19,20 @@ int64_t logits_scratch(const Shape& s) {
   return std::max(planes_scratch<F>(s), pixels_scratch<F>(s));
 }
 
-// The last address of a subspace's numbers, and one.
+// Of a whole tensor.
 template <class T>
-T* end_of(View<T> x, const Shape& s) {
-  return x.p + (s.G() - 1) * x.s.c + (s.H - 1) * x.s.h + (s.W - 1) * x.s.w + 1;
+Bounds<T> bounds_of(View<const T> x, const Shape& s) {
+  return {x.p, x.p + (s.N - 1) * x.s.n + (s.C - 1) * x.s.c + (s.H - 1) * x.s.h + (s.W - 1) * x.s.w + 1};
 }
 
 // z [P] in rows [r0, r1) of subspace k, from x at its first channel.
 template <class F, class T>
-void logits(F* z, View<const T> x, const Shape& s, int64_t k, const Channels<F>& channels, int64_t r0, int64_t r1) {
+void logits(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k, const Channels<F>& channels, int64_t r0, int64_t r1) {
   Scratch<F> scratch(logits_scratch<F>(s));
   if (order_of<F>(x.s, s) == Order::PIXELS)
-    logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch.take(pixels_scratch<F>(s)));
+    logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch);
   else
-    logits_of_planes<F, T>(z, x, end_of(x, s), s, k, channels, r0, r1, scratch);
+    logits_of_planes<F, T>(z, x, bounds, s, k, channels, r0, r1, scratch);
 }
 
 }  // namespace ulsam

@@ -136,20 +136,34 @@ void moments(Tensor x, Tensor parts) {
 //     rstd = 1 / sqrt(factor^2 var + eps),  gain = gamma factor rstd,  offset = beta - gain mean
 //
 // rows [5, C]: gain, mean, rstd, var, count, and offset [C] apart; or without it [6, C], offset being the second row.
-void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps, Tensor rows, Maybe offset) {
+// Running statistics, if given, go `momentum` of the way to those of the norm's input: factor mean + bias, and
+// factor^2 var unbiased.
+void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps, Tensor rows, Maybe offset,
+               Maybe running_mean, Maybe running_var, Maybe bias, double momentum) {
   const int64_t C = parts.size(1);
   with_type(parts, [&](auto type) {
     using F = Computed<decltype(type)>;
     const F* const p = numbers<F>(parts);
-    const std::vector<F> f = list<F>(factor, C), g = list<F>(gamma, C), b = list<F>(beta, C);
+    const std::vector<F> f = list<F>(factor, C), g = list<F>(gamma, C), b = list<F>(beta, C), before = list<F>(bias, C);
+    std::vector<F> running_m = list<F>(running_mean, C), running_v = list<F>(running_var, C);
     F *const to = numbers<F>(rows), *const rest = to + (offset ? C : 2 * C);
     F* const offsets = offset ? numbers<F>(*offset) : to + C;
     for (int64_t c = 0; c < C; ++c) {
-      const F var = p[2 * C + c] / p[c], factor_c = f.empty() ? F(1) : f[c];
+      const F count = p[c], mean = p[C + c], var = p[2 * C + c] / count, factor_c = f.empty() ? F(1) : f[c];
       const F rstd = 1 / std::sqrt(factor_c * factor_c * var + F(eps)), gain = g[c] * factor_c * rstd;
-      to[c] = gain, rest[c] = p[C + c], rest[C + c] = rstd, rest[2 * C + c] = var, rest[3 * C + c] = p[c];
-      offsets[c] = (b.empty() ? F(0) : b[c]) - gain * p[C + c];
+      to[c] = gain, rest[c] = mean, rest[C + c] = rstd, rest[2 * C + c] = var, rest[3 * C + c] = count;
+      offsets[c] = (b.empty() ? F(0) : b[c]) - gain * mean;
+      if (running_m.empty()) continue;
+      const F seen = factor_c * mean + (before.empty() ? F(0) : before[c]);
+      const F unbiased = factor_c * factor_c * (var * (count / (count - 1)));
+      // from the nearer end, so that 0 and 1 give the ends themselves
+      auto blend = [&](F from, F until) {
+        const F m = F(momentum), step = until - from;
+        return m < F(0.5) ? from + m * step : until - step * (1 - m);
+      };
+      running_m[c] = blend(running_m[c], seen), running_v[c] = blend(running_v[c], unbiased);
     }
+    if (!running_m.empty()) write_list<F>(running_mean, running_m.data(), C), write_list<F>(running_var, running_v.data(), C);
   });
 }
 

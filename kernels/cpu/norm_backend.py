@@ -21,12 +21,11 @@ shift, or beta2 is b. Over several processes, moments and sums are exchanged thr
 import torch
 from torch import Tensor
 
-from ..batch_norm import combine, fold, update_running, without_norm
+from ..batch_norm import combine, without_norm
 from ..contract import (
     Exchange,
     FixedNorm,
     Group,
-    InputStatistics,
     LogitStatistics,
     NormForward,
     NormGradients,
@@ -35,6 +34,9 @@ from ..contract import (
     Options,
 )
 from .backend import compute_dtype, given_gradient, given_map, operator, stored_dtype
+
+_NOT_UPDATED = (None, None, None, 0.0)  # in place of a Running
+_NO_NORM = (None, None, None, None, 0.0)  # in place of a FixedNorm
 
 
 def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> NormForward:
@@ -52,25 +54,22 @@ def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> No
         else:
             parts = _moments(x, group)
             first, shift = parts.new_empty(5, c), parts.new_empty(c)
-            fold_op(parts, dw, gamma1, beta1, options.eps1, first, shift)
-            of_x = InputStatistics(*first)
-            scale = of_x.scale
-            if running1 is not None:
-                update_running(running1, of_x.mean, of_x.var, of_x.values, dw)
+            fold_op(parts, dw, gamma1, beta1, options.eps1, first, shift, *running1 or _NOT_UPDATED)
+            scale = first[0]
         z = x.new_empty((n, num_splits, h, w), dtype=dtype)
         forward_op(x, scale, shift, pw, None, None, None, z, None, None, num_splits, relu_u, relu_z, True, False)
         if gamma2 is None:
             second = without_norm(z, beta2)
         else:
             second = z.new_empty(6, num_splits)
-            fold_op(_moments(z, group), None, gamma2, beta2, options.eps2, second, None)
-            if running2 is not None:
-                of_z = LogitStatistics(*second)
-                update_running(running2, of_z.mean, of_z.var, of_z.values)
+            fold_op(_moments(z, group), None, gamma2, beta2, options.eps2, second, None, *running2 or _NOT_UPDATED)
         y = torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
         attention = torch.empty_like(z) if options.need_attention else None
         lse = z.new_empty(n, num_splits)
         forward_op(x, scale, None, pw, None, second, y, z, attention, lse, num_splits, relu_u, relu_z, False, True)
+        for running in (running1, running2):
+            if running is not None:  # what autograd has saved of them is not what it was
+                torch.autograd.graph.increment_version((running.mean, running.var))
         return NormForward(y if out_dtype is None else y.to(out_dtype), attention, z, lse, first, second)
 
 
@@ -122,22 +121,16 @@ def folded_forward(
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     """y and A, with both norms' running statistics; no gradients."""
-    forward_op = operator("forward")
-    num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
+    num_splits, out_dtype = options.num_splits, options.out_dtype
     with torch.no_grad():
-        dtype = compute_dtype(x)
-        scale, shift = dw, dw_bias
-        if scale is None:
-            scale, relu_u = x.new_ones(x.shape[1], dtype=dtype), False
-        elif norm1 is not None:
-            scale, shift = fold(scale, dw_bias, norm1)
-        gain, offset = fold(x.new_ones(num_splits, dtype=dtype), pw_bias, norm2)
         n, _, h, w = x.shape
         y = torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
-        z = x.new_empty((n, num_splits, h, w), dtype=dtype)
+        z = x.new_empty((n, num_splits, h, w), dtype=compute_dtype(x))
         attention = torch.empty_like(z) if options.need_attention else None
-        second = torch.stack((gain, offset))
-        forward_op(x, scale, shift, pw, None, second, y, z, attention, None, num_splits, relu_u, relu_z, True, True)
+        operator("folded_forward")(
+            x, dw, dw_bias, *norm1 or _NO_NORM, pw, pw_bias, *norm2, y, z, attention, num_splits, options.relu_u,
+            options.relu_z,
+        )  # fmt: skip
         return y if out_dtype is None else y.to(out_dtype), attention
 
 

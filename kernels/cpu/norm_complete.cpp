@@ -65,6 +65,7 @@ void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Te
         Scratch<F> scratch(padded<F>(P) + 16);
         F* const a = scratch.take(padded<F>(P));
         softmax(a, z_ + i * P, P, Affine<F>{norm[k], norm[s.g + k], relu_z});
+        drop_tiny(a, P);
         auto run = [&](auto pixel, int64_t c, int64_t r, int64_t w, int64_t count) {
           const int64_t at = c0 + c;
           complete_run<F, T, DT, pixel>(dx_.at(n, at).row(r) + w * dx_.s.w,

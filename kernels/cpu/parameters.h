@@ -7,6 +7,13 @@
 
 namespace ulsam {
 
+// What the march over a channel's rows multiplies with: weight, or size, shift and v of v act_u(size m + shift). For
+// kappa < 0 m is minus a minimum.
+template <class F>
+struct Term {
+  F size, shift, v;
+};
+
 // A channel's part in u = act_u(scale x + shift), z = sum v max u: with kappa = sign(scale) and m the maximum of kappa
 // x over the window, act_u(size m + shift) is the maximum of u, for rounding is monotone.
 template <class F>
@@ -18,7 +25,8 @@ struct Channels {
   bool relu;                         // act_u
   bool shifted;
   std::vector<int32_t> order;        // [C]: within each subspace those of kappa >= 0 first
-  std::vector<int32_t> negative_at;  // [g]: where in `order` those of kappa < 0 begin
+  std::vector<Term<F>> terms;        // [C]: in that order
+  std::vector<int32_t> negative_at;  // [g]: where in it those of kappa < 0 begin
 
   Channels(const Shape& s, std::vector<F> scale_, std::vector<F> shift_, std::vector<F> v_, std::vector<F> b,
            bool relu_)
@@ -27,7 +35,7 @@ struct Channels {
     shifted = !shift.empty();
     if (!shifted) shift.assign(s.C, 0);
     if (bias.empty()) bias.assign(s.g, 0);
-    kappa.resize(s.C), size.resize(s.C), weight.resize(s.C), order.resize(s.C), negative_at.resize(s.g);
+    kappa.resize(s.C), size.resize(s.C), weight.resize(s.C), order.resize(s.C), terms.resize(s.C), negative_at.resize(s.g);
     for (int64_t c = 0; c < s.C; ++c) {
       const F a = scale[c];
       kappa[c] = a > 0 ? F(1) : a < 0 ? F(-1) : a == 0 ? F(0) : a;  // NaN stays
@@ -47,6 +55,7 @@ struct Channels {
         bias[k] += constant;
       }
     }
+    for (int64_t i = 0; i < s.C; ++i) terms[i] = {relu ? size[order[i]] : weight[order[i]], shift[order[i]], v[order[i]]};
   }
 };
 

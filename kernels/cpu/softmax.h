@@ -58,4 +58,12 @@ ULSAM_APART F softmax(F* a, const F* z, int64_t P, Affine<F> affine) {
   return top + std::log(total);
 }
 
+// 0 in place of what changes nothing beside 1, nor its products: arithmetic with numbers below the smallest normal one
+// takes many times as long (a backward with peaked maps twice as long in all).
+template <class F>
+void drop_tiny(F* a, int64_t P) {
+  const Vec<F> least = broadcast(std::is_same<F, float>::value ? F(0x1p-100) : F(0x1p-900));
+  for (int64_t i = 0; i < P; i += LANES<F>) store(a + i, unless<F>((Mask<F>)(load(a + i) < least), load(a + i)));
+}
+
 }  // namespace ulsam

@@ -1,58 +1,123 @@
-// The buffers of winners.h: a strip of rows of one channel, or of a vector of channels, and how x gets there.
+// A strip of rows with a vector of channels at each pixel: how x gets there, and dx out of it.
+//
+// Where channels are neighbours in memory (PIXELS), a pixel is a vector already. In PLANES order squares of channels and
+// pixels are turned over. Else numbers move one by one. Lanes beyond the last channel repeat it and are written nowhere.
 #pragma once
 
 #include "layout.h"
+#include "transpose.h"
 
 namespace ulsam {
 
-template <class F>
-struct Strip {
-  int64_t pitch, rows;  // pixels between rows; rows of a strip
-  Cut cut_;
-  F *kx, *raw, *h, *e;
-  static constexpr int MOST = 8;
+// The channels of a strip's lanes in a tensor, from the first on.
+template <class T>
+struct Lanes {
+  View<T> at;
+  int count;
+  Order order;
 
-  static Cut cut_of(const Shape& s, int step) {
-    const int64_t numbers = 12288 / int64_t(sizeof(F)) / step;
-    return cut(s.H, std::max<int64_t>(4, numbers / (s.W + 2)));
-  }
-  // How many channels go through each step before the next: what a step has just stored is not yet where the next can
-  // load it from, so a step should take a while. Strips of a large map do.
-  static int at_once(const Shape& s, int step) {
-    const Cut rows = cut_of(s, step);
-    if (step > 1 || rows.parts > 1) return 1;
-    return int(std::max<int64_t>(1, std::min<int64_t>(MOST, 512 / (rows.size * (s.W + 2)))));
-  }
-  static int64_t room(const Shape& s, int step) {
-    const int64_t row = (s.W + 2) * step, rows = cut_of(s, step).size;
-    const int64_t large = Scratch<F>::rounded((rows + 4) * row + 8 * step + 64);
-    const int64_t small = Scratch<F>::rounded((rows + 1) * row + 8 * step + 64);
-    return at_once(s, step) * (3 * large + small);
-  }
-  Strip(const Shape& s, int step, Scratch<F>& scratch) : pitch(s.W + 2), cut_(cut_of(s, step)) {
-    rows = cut_.size;
-    const int64_t large = (rows + 4) * pitch * step + 8 * step + 64, small = (rows + 1) * pitch * step + 8 * step + 64;
-    kx = scratch.take(large) + 2 * step, raw = scratch.take(large) + 2 * step, h = scratch.take(large);
-    e = scratch.take(small) + step;
-  }
+  T* of(int lane) const { return at.p + std::min(lane, count - 1) * at.s.c; }
 };
 
-// kappa x of rows [first, last) that exist, NaN beside them; `to` is where row `first` goes.
-template <class F, int STEP, class T>
-void pack(F* to, View<const T> x, const Shape& s, int64_t first, int64_t last, Vec<F> kappa, const T* end) {
-  const int64_t pitch = (s.W + 2) * STEP;
-  if constexpr (STEP == 1) {
-    pack_rows<F, T>(to, pitch, x.p, x.s, first, last, s.W, kappa[0], end);
-  } else {
-    for (int64_t r = first; r < last; ++r)
-      for (int64_t w = 0; w < s.W; ++w)
-        store(to + (r - first) * pitch + w * STEP, load<F>(x.row(r) + w * x.s.w) * kappa);
+// f(begin, row, w, count) for every run of pixels of rows [r0, r1) that are neighbours in memory, `begin` of them being
+// before it in the strip.
+template <class Function>
+ULSAM_INLINE void each_run(bool joined, int64_t W, int64_t r0, int64_t r1, const Function& f) {
+  if (joined) return f(0, r0, (r1 - r0) * W);
+  for (int64_t r = r0; r < r1; ++r) f((r - r0) * W, r, W);
+}
+
+// to[(r - r0) W + w] = factor x of rows [r0, r1).
+template <class F, class T>
+ULSAM_APART void gather_strip(Vec<F>* to, const Lanes<const T>& x, const Shape& s, int64_t r0, int64_t r1,
+                              Vec<F> factor) {
+  constexpr int L = LANES<F>;
+  if (x.order == Order::PIXELS) {
+    for (int64_t r = r0; r < r1; ++r)
+      for (int64_t w = 0; w < s.W; ++w) *to++ = load<F>(x.at.row(r) + w * x.at.s.w) * factor;
+    return;
   }
-  F* beyond = to - 2 * STEP;
-  for (int64_t r = first; r <= last; ++r, beyond += pitch) {
-    if constexpr (STEP == 1) beyond[0] = beyond[1] = NOT_A_NUMBER<F>;
-    else store(beyond, broadcast(NOT_A_NUMBER<F>)), store(beyond + STEP, broadcast(NOT_A_NUMBER<F>));
+  const T* from[L];
+  for (int i = 0; i < L; ++i) from[i] = x.of(i);
+  each_run(x.at.s.rows_joined(s), s.W, r0, r1, [&](int64_t begin, int64_t r, int64_t count) {
+    const int64_t row = r * x.at.s.h;
+    Vec<F>* const run = to + begin;
+    if (x.order == Order::PLANES && count >= L) {
+      for (int64_t p = 0; p < count; p += L) {
+        const int64_t at = std::min(p, count - L);
+        Vec<F> square[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) square[i] = load<F>(from[i] + row + at);
+        transpose<F>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) run[at + i] = square[i] * factor;
+      }
+    } else {
+      for (int64_t p = 0; p < count; ++p) {
+        Vec<F> v;
+        for (int i = 0; i < L; ++i) v[i] = get(from[i] + row + p * x.at.s.w);
+        run[p] = v * factor;
+      }
+    }
+  });
+}
+
+// dx = ds + D (1 + A) in rows [r0, r1); D.at.p null: y had no gradient. a: A of row 0.
+template <class F, bool GIVEN, class T, class DT>
+ULSAM_APART void scatter_strip(const Lanes<T>& dx, const Vec<F>* ds, const Lanes<const DT>& D, const F* a,
+                               const Shape& s, int64_t r0, int64_t r1) {
+  constexpr int L = LANES<F>;
+  auto with = [](Vec<F> ds, const DT* d, Vec<F> a) {
+    if constexpr (!GIVEN) return ds;
+    const Vec<F> v = load<F>(d);
+    return ds + (v + a * v);
+  };
+  a += r0 * s.W;
+  if (dx.order == Order::PIXELS && (!GIVEN || D.order == Order::PIXELS)) {
+    for (int64_t r = r0; r < r1; ++r) {
+      T* o = dx.at.row(r);
+      const DT* d = GIVEN ? D.at.row(r) : nullptr;
+      for (int64_t w = 0; w < s.W; ++w, o += dx.at.s.w) {
+        store<F>(o, with(*ds++, d, broadcast(*a++)));
+        if constexpr (GIVEN) d += D.at.s.w;
+      }
+    }
+    return;
   }
+  const bool joined = dx.at.s.rows_joined(s) && (!GIVEN || D.at.s.rows_joined(s));
+  const bool planes = dx.order == Order::PLANES && (!GIVEN || D.order == Order::PLANES);
+  T* to[L];
+  const DT* from[L];
+  for (int i = 0; i < L; ++i) to[i] = dx.of(i), from[i] = GIVEN ? D.of(i) : nullptr;
+  each_run(joined, s.W, r0, r1, [&](int64_t begin, int64_t r, int64_t count) {
+    const Vec<F>* const run = ds + begin;
+    if (planes && count >= L) {
+      for (int64_t p = 0; p < count; p += L) {
+        const int64_t at = std::min(p, count - L), o = r * dx.at.s.h + at, d = r * D.at.s.h + at;
+        Vec<F> square[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) square[i] = run[at + i];
+        transpose<F>(square);
+        const Vec<F> a_p = load(a + begin + at);
+        if (dx.count == L) {
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) store<F>(to[i] + o, with(square[i], from[i] + d, a_p));
+        } else {
+          for (int i = 0; i < dx.count; ++i) store<F>(to[i] + o, with(square[i], from[i] + d, a_p));
+        }
+      }
+    } else {
+      for (int64_t p = 0; p < count; ++p)
+        for (int i = 0; i < dx.count; ++i) {
+          F out = run[p][i];
+          if constexpr (GIVEN) {
+            const F d = F(get(D.of(i) + r * D.at.s.h + p * D.at.s.w));
+            out += d + a[begin + p] * d;
+          }
+          put(dx.of(i) + r * dx.at.s.h + p * dx.at.s.w, out);
+        }
+    }
+  });
 }
 
 }  // namespace ulsam

@@ -223,18 +223,6 @@ ULSAM_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) {
 #endif
 }
 
-// Lane from[i] of v at lane i.
-template <class F>
-ULSAM_INLINE Vec<F> permuted(Vec<F> v, Mask<F> from) {
-#if defined(__clang__)
-  Vec<F> lanes;
-  for (int i = 0; i < LANES<F>; ++i) lanes[i] = v[from[i]];
-  return lanes;
-#else
-  return __builtin_shuffle(v, from);
-#endif
-}
-
 template <class F>
 ULSAM_INLINE Vec<F> relu(Vec<F> u) {
   return maximum(Vec<F>{}, u);  // in this order NaN stays

@@ -1,14 +1,14 @@
 // Logits of rows of a map in PLANES order: z[p] = b + sum over c of v act_u(size max over W(p) of kappa x + shift).
 //
 // A tile is NV vectors of columns; it marches down the rows and keeps the horizontal maxima of the last two. A row
-// costs three loads a vector, the columns themselves and those beside them; beyond an edge stands the edge column
-// itself, which is in the same window. The last vector of a row ends with the row, so it may overlap the one before it:
+// costs three loads a vector, the columns themselves and those beside them. What is loaded from beyond an edge is another
+// row's; NaN replaces it, which loses every comparison. The last vector of a row ends with the row, so it may overlap the one before it:
 // z is kept with NV whole vectors to a row. A map narrower than a vector is one vector with lanes to spare.
 //
-// Channels go outside the rows: a strip of z stays in L1 and each channel adds to it. Of maps one vector wide CH = 4
-// channels go at once, so that z is loaded and stored less often (256x7x7: 0.46 ns a number, one by one 0.58; of maps
-// two vectors wide, two at once take 0.30 and one by one 0.28). Those of kappa < 0 take minima and a negative weight.
-// After BLOCK channels the sums move to a second buffer, since a longer chain would lose more than a sum in pairs.
+// Channels go outside the rows: a strip of z stays in L1 and each channel adds to it. Of maps one or two vectors wide
+// two channels go at once, so that z is loaded and stored half as often (256x7x7: 0.30 ns a number, one by one 0.34,
+// four at once 0.33; 128x14x14: 0.20, 0.23, 0.23). Those of kappa < 0 take minima and a negative weight. After BLOCK
+// channels the sums move to a second buffer, since a longer chain would lose more than a sum in pairs.
 #pragma once
 
 #include "parameters.h"
@@ -21,25 +21,16 @@ constexpr int BLOCK = 16;
 template <class F>
 constexpr bool WIDE = std::is_same<F, float>::value;
 
-// Columns of the vectors that cover a row, and the lanes beside each lane at the edges.
+// Columns of the vectors that cover a row, and the lanes whose neighbours are beyond its edges.
 template <class F>
 struct Columns {
   int64_t W, vectors, width;  // width: of a row of z, in numbers
   Mask<F> left, right;
 
   explicit Columns(int64_t W_) : W(W_), vectors((W_ + LANES<F> - 1) / LANES<F>), width(vectors * LANES<F>) {
-    for (int i = 0; i < LANES<F>; ++i) {
-      left[i] = std::max(i - 1, 0);
-      right[i] = std::min<int64_t>(i + 1, std::min<int64_t>(W, LANES<F>) - 1);
-    }
+    for (int i = 0; i < LANES<F>; ++i) left[i] = -(i == 0), right[i] = -(i == std::min<int64_t>(W, LANES<F>) - 1);
   }
   int64_t column(int64_t j) const { return std::max<int64_t>(0, std::min<int64_t>(j * LANES<F>, W - LANES<F>)); }
-};
-
-// What one channel contributes: weight m, or v act_u(size m + shift); for kappa < 0 m is minus a minimum.
-template <class F>
-struct Term {
-  F size, shift, v;
 };
 
 template <bool NEGATIVE, class V>
@@ -47,30 +38,28 @@ ULSAM_INLINE V extreme(V a, V b) {
   return NEGATIVE ? minimum(a, b) : maximum(a, b);
 }
 
+// The extreme of three columns; LEFT, RIGHT: the lanes of these masks have no neighbour there.
 template <class F, bool NEGATIVE, bool LEFT, bool RIGHT>
 ULSAM_INLINE Vec<F> horizontal(const F* p, const Mask<F>& left, const Mask<F>& right) {
-  const Vec<F> c = load(p);
-  const Vec<F> l = LEFT ? permuted<F>(c, left) : load(p - 1);
-  const Vec<F> r = RIGHT ? permuted<F>(c, right) : load(p + 1);
-  return extreme<NEGATIVE>(extreme<NEGATIVE>(l, r), c);
+  Vec<F> l = load(p - 1), r = load(p + 1);
+  if constexpr (LEFT) l = (Vec<F>)((Mask<F>)l | left);
+  if constexpr (RIGHT) r = (Vec<F>)((Mask<F>)r | right);
+  return extreme<NEGATIVE>(r, extreme<NEGATIVE>(l, load(p)));
 }
 
-// Adds CH channels to rows [r0, r1) of z; x: row 0 of each channel at this tile's first column, `row` between rows.
+// Adds `count` channels, CH at once, to rows [r0, r1) of z; x: row 0 of each channel, `row` between rows. The tile is
+// the NV vectors from `first` on; LEFT, RIGHT: an edge of the map is among them.
 template <class F, int NV, int CH, bool NEGATIVE, bool RELU, bool LEFT, bool RIGHT>
-ULSAM_APART void march(F* z, int64_t width, const F* const* x, int64_t row, int64_t H, int64_t r0, int64_t r1,
-           const Term<F>* terms, const Columns<F>& columns, int64_t first) {
+ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count, int64_t row, int64_t H, int64_t r0,
+                       int64_t r1, const Columns<F>& columns, int64_t first) {
   using V = Vec<F>;
   const Mask<F> left = columns.left, right = columns.right;
-  int64_t o[NV];
-  for (int j = 0; j < NV; ++j) o[j] = columns.column(first + j) - columns.column(first);
-  V size[CH], shift[CH], v[CH];
-  for (int i = 0; i < CH; ++i) {
-    size[i] = broadcast(NEGATIVE ? -terms[i].size : terms[i].size);
-    shift[i] = broadcast(terms[i].shift), v[i] = broadcast(terms[i].v);
-  }
+  const int64_t width = columns.width, column = columns.column(first);
+  // column of the tile's last vector: it may overlap the one before it, the others follow each other
+  const int64_t last = columns.column(first + NV - 1) - column;
   auto across = [&](const F* p, auto j) {
     constexpr bool L = LEFT && j == 0, R = RIGHT && j == NV - 1;
-    return horizontal<F, NEGATIVE, L, R>(p + o[j], left, right);
+    return horizontal<F, NEGATIVE, L, R>(p + (j == NV - 1 ? last : j * LANES<F>), left, right);
   };
   auto each = [](auto f) {
     f(std::integral_constant<int, 0>());
@@ -78,53 +67,66 @@ ULSAM_APART void march(F* z, int64_t width, const F* const* x, int64_t row, int6
     if constexpr (NV > 2) f(std::integral_constant<int, 2>());
     if constexpr (NV > 3) f(std::integral_constant<int, 3>());
   };
-  auto add = [&](V z, V m, int i) {
-    if constexpr (RELU) return z + v[i] * relu<F>(m * size[i] + shift[i]);
-    return z + size[i] * m;
-  };
-  V h0[CH][NV], h1[CH][NV];
-  const int64_t above = std::max<int64_t>(r0 - 1, 0) * row;
-  each([&](auto j) {
-    for (int i = 0; i < CH; ++i) h0[i][j] = across(x[i] + above, j), h1[i][j] = across(x[i] + r0 * row, j);
-  });
-  int64_t r = r0;
-  for (; r + 2 <= r1; r += 2, z += 2 * width) {
-    const int64_t i2 = (r + 1) * row, i3 = std::min(r + 2, H - 1) * row;
+  for (int c = 0; c + CH <= count; c += CH, x += CH, terms += CH) {
+    V size[CH], shift[CH], v[CH];
+    const F* p[CH];
+    #pragma GCC unroll 4
+    for (int i = 0; i < CH; ++i) {
+      size[i] = broadcast(NEGATIVE ? -terms[i].size : terms[i].size);
+      shift[i] = broadcast(terms[i].shift), v[i] = broadcast(terms[i].v);
+      p[i] = x[i] + column + r0 * row;
+    }
+    auto add = [&](V z, V m, int i) {
+      if constexpr (RELU) return z + v[i] * relu<F>(m * size[i] + shift[i]);
+      return z + size[i] * m;
+    };
+    V h0[CH][NV], h1[CH][NV];  // of the row above and of this one
+    const int64_t above = r0 > 0 ? -row : 0;
     each([&](auto j) {
-      V z0 = load(z + j * LANES<F>), z1 = load(z + width + j * LANES<F>);
-      for (int i = 0; i < CH; ++i) {
-        const V h2 = across(x[i] + i2, j), h3 = across(x[i] + i3, j), p = extreme<NEGATIVE>(h1[i][j], h2);
-        z0 = add(z0, extreme<NEGATIVE>(h0[i][j], p), i);
-        z1 = add(z1, extreme<NEGATIVE>(p, h3), i);
-        h0[i][j] = h2, h1[i][j] = h3;
-      }
-      store(z + j * LANES<F>, z0), store(z + width + j * LANES<F>, z1);
+      #pragma GCC unroll 4
+      for (int i = 0; i < CH; ++i) h0[i][j] = across(p[i] + above, j), h1[i][j] = across(p[i], j);
     });
-  }
-  if (r < r1) {
-    const int64_t i2 = std::min(r + 1, H - 1) * row;
-    each([&](auto j) {
-      V z0 = load(z + j * LANES<F>);
-      for (int i = 0; i < CH; ++i)
-        z0 = add(z0, extreme<NEGATIVE>(extreme<NEGATIVE>(h0[i][j], h1[i][j]), across(x[i] + i2, j)), i);
-      store(z + j * LANES<F>, z0);
-    });
+    F* to = z + first * LANES<F>;
+    int64_t r = r0;
+    for (; r + 2 <= r1; r += 2, to += 2 * width) {
+      const int64_t two = r + 2 < H ? 2 * row : row;
+      each([&](auto j) {
+        V z0 = load(to + j * LANES<F>), z1 = load(to + width + j * LANES<F>);
+        #pragma GCC unroll 4
+        for (int i = 0; i < CH; ++i) {
+          const V h2 = across(p[i] + row, j), h3 = across(p[i] + two, j), m = extreme<NEGATIVE>(h1[i][j], h2);
+          z0 = add(z0, extreme<NEGATIVE>(h0[i][j], m), i);
+          z1 = add(z1, extreme<NEGATIVE>(m, h3), i);
+          h0[i][j] = h2, h1[i][j] = h3;
+        }
+        store(to + j * LANES<F>, z0), store(to + width + j * LANES<F>, z1);
+      });
+      #pragma GCC unroll 4
+      for (int i = 0; i < CH; ++i) p[i] += 2 * row;
+    }
+    if (r < r1) {
+      const int64_t below = r + 1 < H ? row : 0;
+      each([&](auto j) {
+        V z0 = load(to + j * LANES<F>);
+        #pragma GCC unroll 4
+        for (int i = 0; i < CH; ++i)
+          z0 = add(z0, extreme<NEGATIVE>(extreme<NEGATIVE>(h0[i][j], h1[i][j]), across(p[i] + below, j)), i);
+        store(to + j * LANES<F>, z0);
+      });
+    }
   }
 }
 
 template <class F, int NV, int CH, bool NEGATIVE, bool RELU>
-void march_tile(F* z, const F* const* x, int64_t row, int64_t H, int64_t r0, int64_t r1, const Term<F>* terms,
-                const Columns<F>& columns, int64_t first) {
-  const F* at[CH];
-  for (int i = 0; i < CH; ++i) at[i] = x[i] + columns.column(first);
-  F* const to = z + first * LANES<F>;
+void march_tile(F* z, const F* const* x, const Term<F>* terms, int count, int64_t row, int64_t H, int64_t r0,
+                int64_t r1, const Columns<F>& columns, int64_t first) {
   const bool left = first == 0, right = first + NV == columns.vectors;
   auto go = [&](auto l, auto r) {
-    march<F, NV, CH, NEGATIVE, RELU, l, r>(to, columns.width, at, row, H, r0, r1, terms, columns, first);
+    march<F, NV, CH, NEGATIVE, RELU, l, r>(z, x, terms, count, row, H, r0, r1, columns, first);
   };
   const std::true_type yes;
   const std::false_type no;
-  // only what `march_rows` asks for is compiled: a single channel in several tiles, the narrow tile being the last
+  // only what `march_rows` asks for is compiled: several tiles take channels one by one, the narrow tile being the last
   if (left && right) return go(yes, yes);
   if constexpr (CH == 1 && (NV > 1 || !WIDE<F>)) {
     if (right) return go(no, yes);
@@ -132,20 +134,17 @@ void march_tile(F* z, const F* const* x, int64_t row, int64_t H, int64_t r0, int
   }
 }
 
-// How many channels of one sign go at once.
-template <class F>
-int channels_at_once(int64_t vectors) {
-  return WIDE<F> && vectors == 1 ? 4 : 1;
-}
-
-// Adds `count` channels, channels_at_once or one, to a strip of z, rows [r0, r1) of `columns.width` numbers.
+// Adds `count` channels to a strip of z, rows [r0, r1) of `columns.width` numbers.
 template <class F, bool NEGATIVE, bool RELU>
-void march_rows(F* z, const F* const* x, int count, int64_t row, int64_t H, int64_t r0, int64_t r1,
-                const Term<F>* terms, const Columns<F>& columns) {
+void march_rows(F* z, const F* const* x, const Term<F>* terms, int count, int64_t row, int64_t H, int64_t r0,
+                int64_t r1, const Columns<F>& columns) {
   for (int64_t j = 0; j < columns.vectors;) {
     const int64_t left = columns.vectors - j;
     auto go = [&](auto nv, auto ch) {
-      march_tile<F, nv, ch, NEGATIVE, RELU>(z, x, row, H, r0, r1, terms, columns, j);
+      const int whole = count - count % ch;
+      march_tile<F, nv, ch, NEGATIVE, RELU>(z, x, terms, whole, row, H, r0, r1, columns, j);
+      if constexpr (ch > 1)
+        march_tile<F, nv, 1, NEGATIVE, RELU>(z, x + whole, terms + whole, count - whole, row, H, r0, r1, columns, j);
       j += nv;
     };
     using std::integral_constant;
@@ -154,7 +153,8 @@ void march_rows(F* z, const F* const* x, int count, int64_t row, int64_t H, int6
     const integral_constant<int, 3> three;
     const integral_constant<int, 4> four;
     if constexpr (WIDE<F>) {
-      if (count == 4) go(one, four);
+      if (columns.vectors == 1) go(one, two);
+      else if (columns.vectors == 2) go(two, two);
       else if (left == 1) go(one, one);
       else if (left == 2) go(two, one);
       else if (left == 3 || left == 5 || left == 6) go(three, one);
@@ -172,59 +172,76 @@ Cut strips(const Shape& s) {
   return cut(s.H, std::max<int64_t>(2, 8192 / int64_t(sizeof(F)) / width), 2);
 }
 
+// Channels of one sign that march together: BLOCK, or as many as keep their rows in L1 for one tile after the other.
 template <class F>
-int64_t planes_scratch(const Shape& s) {
-  const int64_t rows = strips<F>(s).size, width = Columns<F>(s.W).width;
-  return 2 * Scratch<F>::rounded(rows * width) + 4 * Scratch<F>::rounded((rows + 2) * width);
+int together(const Columns<F>& columns, int64_t rows) {
+  const int64_t bytes = rows * columns.width * int64_t(sizeof(F));
+  return int(std::max<int64_t>(1, std::min<int64_t>(BLOCK, 16384 / bytes)));
 }
 
-// z [P] of image and subspace in rows [r0, r1) = one strip, from x at its first channel, which may be read up to `end`.
-template <class F, class T>
-ULSAM_APART void logits_of_planes(F* z, View<const T> x, const T* end, const Shape& s, int64_t k,
-                                   const Channels<F>& channels, int64_t r0, int64_t r1, Scratch<F>& scratch) {
+template <class F>
+int64_t planes_scratch(const Shape& s) {
   const Columns<F> columns(s.W);
-  const int64_t count = (r1 - r0) * columns.width, c0 = k * s.G(), at_once = channels_at_once<F>(columns.vectors);
+  const int64_t rows = strips<F>(s).size;
+  return 2 * Scratch<F>::rounded(rows * columns.width) +
+         together(columns, rows) * Scratch<F>::rounded((rows + 2) * columns.width + 2 * LANES<F>);
+}
+
+// Addresses that may be read: those from a tensor's first number up to its last.
+template <class T>
+struct Bounds {
+  const T *begin, *end;
+};
+
+// z [P] of image and subspace k in rows [r0, r1) = one strip, from x at its first channel.
+template <class F, class T>
+ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k,
+                                  const Channels<F>& channels, int64_t r0, int64_t r1, Scratch<F>& scratch) {
+  const Columns<F> columns(s.W);
+  const int64_t rows_of_z = r1 - r0, count = rows_of_z * columns.width, c0 = k * s.G();
+  const int most = together(columns, strips<F>(s).size);
   F* const total = scratch.take(count);
   F* const part = scratch.take(count);
   const int64_t first = std::max<int64_t>(r0 - 1, 0), last = std::min(r1 + 1, s.H);
-  F* packed[4];
-  for (F*& p : packed) p = scratch.take((last - first) * columns.width);
-  std::fill(total, total + count, channels.bias[k]);
-  std::fill(part, part + count, F(0));
+  F* packed[BLOCK];
+  const Vec<F> bias = broadcast(channels.bias[k]);
+  for (int64_t q = 0; q < count; q += LANES<F>) store(total + q, bias), store(part + q, Vec<F>{});
+  for (int j = 0; j < most; ++j) packed[j] = scratch.take((last - first) * columns.width + 2 * LANES<F>) + LANES<F>;
+  // whether a channel's rows can be read where they are, with the numbers beside them
+  auto direct = [&](const T* p) {
+    return std::is_same<T, F>::value && x.s.w == 1 && p + first * x.s.h > bounds.begin &&
+           p + (last - 1) * x.s.h + std::max<int64_t>(s.W, LANES<F>) < bounds.end;
+  };
+  auto at = [&](int32_t c) { return x.p + (c - c0) * x.s.c; };
   int in_part = 0;
   for (int negative = 0; negative < 2; ++negative) {
     const int64_t begin = negative ? channels.negative_at[k] : c0;
     const int64_t stop = negative ? c0 + s.G() : channels.negative_at[k];
     for (int64_t i = begin; i < stop;) {
-      const int n = stop - i >= at_once ? int(at_once) : 1;
-      const F* rows[4];
-      Term<F> terms[4];
-      bool direct = std::is_same<T, F>::value && x.s.w == 1;
-      for (int j = 0; j < n; ++j) {
-        const int32_t c = channels.order[i + j];
-        const T* p = x.p + (c - c0) * x.s.c;
-        direct = direct && p + (last - 1) * x.s.h + std::max<int64_t>(s.W, LANES<F>) <= end;
-        terms[j] = {channels.relu ? channels.size[c] : channels.weight[c], channels.shift[c], channels.v[c]};
-      }
-      for (int j = 0; j < n; ++j) {
-        const T* p = x.p + (channels.order[i + j] - c0) * x.s.c;
+      const F* rows[BLOCK];
+      const Term<F>* const terms = &channels.terms[i];
+      const bool there = direct(at(channels.order[i]));
+      int n = 0;
+      for (; n < std::min(most, BLOCK - in_part) && i < stop; ++n, ++i) {
+        const T* const p = at(channels.order[i]);
+        if (direct(p) != there) break;
         if constexpr (std::is_same<T, F>::value) {
-          if (direct) {
-            rows[j] = p;
+          if (there) {
+            rows[n] = p;
             continue;
           }
         }
-        pack_rows<F, T>(packed[j], columns.width, p, x.s, first, last, s.W, F(1), end);
-        rows[j] = packed[j] - first * columns.width;
+        pack_rows<F, T>(packed[n], columns.width, p, x.s, first, last, s.W, F(1), bounds.end);
+        rows[n] = packed[n] - first * columns.width;
       }
-      const int64_t row = direct ? x.s.h : columns.width;
+      const int64_t row = there ? x.s.h : columns.width;
       auto go = [&](auto negative, auto relu) {
-        march_rows<F, negative, relu>(part, rows, n, row, s.H, r0, r1, terms, columns);
+        march_rows<F, negative, relu>(part, rows, terms, n, row, s.H, r0, r1, columns);
       };
       if (negative) channels.relu ? go(std::true_type(), std::true_type()) : go(std::true_type(), std::false_type());
       else channels.relu ? go(std::false_type(), std::true_type()) : go(std::false_type(), std::false_type());
-      i += n, in_part += n;
-      if (in_part >= BLOCK) {
+      in_part += n;
+      if (in_part == BLOCK) {  // at the same channels wherever the rows were read
         for (int64_t q = 0; q < count; q += LANES<F>)
           store(total + q, load(total + q) + load(part + q)), store(part + q, Vec<F>{});
         in_part = 0;

@@ -1,243 +1,130 @@
 // The gradient of a window maximum: s[q] = sum of dl[p] over the windows p whose winner is q, and what is made of it.
 //
 // max_pool2d's winner is the first maximum in row-major order: in each row the leftmost, h[r,w] being its value, then
-// the topmost row. So dl goes down one column to the winner's row, then along that row:
+// the topmost row. So a window's dl goes to one of three rows of its column, which gives e, and e of a pixel to one of
+// three columns of its row. Either is a march past numbers of which one goes to the first maximum of three neighbours:
 //
-//     e[r] = dl[r-1] [h[r] > h[r-1], h[r-2]] + dl[r] [h[r] > h[r-1], h[r] >= h[r+1]] + dl[r+1] [h[r] >= h[r+1], h[r+2]]
-//     s[w] = e[w-1]  [x[w] > x[w-1], x[w-2]] + e[w]  [x[w] > x[w-1], x[w] >= x[w+1]] + e[w+1]  [x[w] >= x[w+1], x[w+2]]
+//     before   at > before is false, and next > before is false
+//     at       at > before, and next > at is false
+//     next     next > at and next > before
 //
-// of which columns and rows are left out. x is kappa x here (see parameters.h). Beyond the edges stands NaN, to which
-// no comparison is true: each condition is the negation of one that asks whether the neighbour wins. dl is 0 there.
-//
-// A strip of rows of one channel (STEP 1), or of a vector of channels (STEP LANES), goes through four steps in buffers
-// that L1 holds; rows are apart by W + 2 pixels: kappa x; h; e; then s, u's ReLU, the sums over pixels, and dx.
+// x is kappa x here (see parameters.h), a vector of channels at each pixel. Beyond the edges stands -inf.
 #pragma once
 
 #include "parameters.h"
 #include "strip.h"
-#include "window.h"
 
 namespace ulsam {
 
-// What one channel is multiplied with, or in the lanes several; D is the gradient of y.
+// What one vector of channels is multiplied with.
 template <class F>
 struct Factors {
   Vec<F> kappa, size, shift;  // u = act_u(size kappa x + shift)
-  Vec<F> mean, factor;        // sums are of s (x - mean); dx = D (1 + A) + factor s
+  Vec<F> mean, factor;        // sums are of s (x - mean); ds = factor s
   Vec<F> sx{}, ss{};          // sum s (x - mean), sum s
 };
 
+// The march.
 template <class F>
-constexpr int64_t dl_room(const Shape& s) {
-  return (s.H + 3) * (s.W + 2) + LANES<F>;
-}
+struct Winners {
+  Vec<F> before, at;
+  Mask<F> rose;                 // at > before
+  Vec<F> of_before{}, of_at{};  // what they have got so far
 
-// dl [H, W] as `route` reads it: [H + 3, W + 2] with 0 around, row 0 being one of them.
-template <class F>
-void surround(F* to, const F* dl, const Shape& s) {
-  std::fill(to, to + dl_room<F>(s), F(0));
-  for (int64_t r = 0; r < s.H; ++r) std::copy(dl + r * s.W, dl + (r + 1) * s.W, to + (r + 1) * (s.W + 2));
-}
+  // From the first number on, or from one that has another before it.
+  explicit Winners(Vec<F> first) : before(broadcast(-INF<F>)), at(first), rose(~Mask<F>{}) {}
+  Winners(Vec<F> before_, Vec<F> first) : before(before_), at(first), rose((Mask<F>)(first > before_)) {}
 
-// The three terms of e and of s: c against its neighbours, two before and two behind it.
-template <class F>
-ULSAM_INLINE Vec<F> won(Vec<F> c, Vec<F> before2, Vec<F> before, Vec<F> behind, Vec<F> behind2, Vec<F> from_before,
-                        Vec<F> own, Vec<F> from_behind) {
-  const Mask<F> b = (Mask<F>)(before >= c), d = (Mask<F>)(behind > c);
-  return unless<F>(b | (Mask<F>)(before2 >= c), from_before) + unless<F>(b | d, own) +
-         unless<F>(d | (Mask<F>)(behind2 > c), from_behind);
-}
-
-// h of the rows around [r0, r1), NaN where there are none.
-template <class F, int STEP>
-ULSAM_INLINE void across_rows(const Strip<F>& strip, const Shape& s, int64_t r0, int64_t r1) {
-  const int64_t row = strip.pitch * STEP;
-  const int64_t first = std::max<int64_t>(r0 - 2, 0), last = std::min(r1 + 2, s.H);
-  const int64_t missing = (first - (r0 - 2)) * row, count = (last - first) * row;
-  const Vec<F> nan = broadcast(NOT_A_NUMBER<F>);
-  for (int64_t i = 0; i < missing; i += LANES<F>) store(strip.h + i, nan);
-  const F* x = strip.kx + missing;
-  F* h = strip.h + missing;
-  for (int64_t i = 0; i < count; i += LANES<F>)
-    store(h + i, maximum(load(x + i + STEP), maximum(load(x + i - STEP), load(x + i))));
-  h += count;
-  for (F* const end = strip.h + (r1 - r0 + 4) * row; (h += LANES<F>) < end + LANES<F>;) store(h - LANES<F>, nan);
-}
-
-// e of rows [r0, r1): dl [(H + 2), W + 2] with a row and two columns of 0 around it.
-template <class F, int STEP>
-ULSAM_INLINE void down_columns(const Strip<F>& strip, int64_t r0, int64_t r1, const F* dl) {
-  const int64_t pitch = strip.pitch, row = pitch * STEP, count = (r1 - r0) * row;
-  const F* const d = dl + r0 * pitch;  // of row r0 - 1
-  const F* const h = strip.h;
-  std::fill(strip.e - STEP, strip.e, F(0));
-  for (int64_t i = 0; i < count; i += LANES<F>) {
-    Vec<F> up, own, down;
-    if constexpr (STEP == 1) {
-      up = load(d + i), own = load(d + i + pitch), down = load(d + i + 2 * pitch);
-    } else {
-      const int64_t p = i / STEP;
-      up = broadcast(d[p]), own = broadcast(d[p + pitch]), down = broadcast(d[p + 2 * pitch]);
-    }
-    store(strip.e + i, won<F>(load(h + i + 2 * row), load(h + i), load(h + i + row), load(h + i + 3 * row),
-                              load(h + i + 4 * row), up, own, down));
+  // The window around `at` gives d; returns all that `before` gets.
+  ULSAM_INLINE Vec<F> window(Vec<F> next, Vec<F> d) {
+    const Mask<F> rises = (Mask<F>)(next > at), over = (Mask<F>)(next > before);
+    const Vec<F> all = of_before + unless<F>(rose | over, d);
+    of_before = of_at + unless<F>(rises, (Vec<F>)(rose & (Mask<F>)d));
+    of_at = (Vec<F>)(rises & over & (Mask<F>)d);
+    before = at, at = next, rose = rises;
+    return all;
   }
-}
-
-// s at one vector of the strip: kx, e there.
-template <class F, int STEP, bool RELU>
-ULSAM_INLINE Vec<F> along_row(const F* kx, const F* e, const Factors<F>& f) {
-  const Vec<F> c = load(kx);
-  Vec<F> s = won<F>(c, load(kx - 2 * STEP), load(kx - STEP), load(kx + STEP), load(kx + 2 * STEP), load(e - STEP),
-                    load(e), load(e + STEP));
-  if constexpr (RELU) s = unless<F>((Mask<F>)(c * f.size + f.shift <= Vec<F>{}), s);
-  return s;
-}
-
-// What the last step reads and writes of one channel, or in the lanes of several; D.p null: y had no gradient.
-template <class F, class T, class DT>
-struct Rows {
-  View<T> dx;
-  T* dx_end;  // where a vector is wider than a row: what lies before this is written later
-  View<const DT> D;
-  const DT* D_end;  // up to here D may be read
-  const F* a;       // [P], with room for a vector behind it
 };
 
-// How the rows of one channel lie in D and dx.
-enum class Lie {
-  PLAIN,   // neighbours in memory, at least a vector of them
-  NARROW,  // neighbours in memory, fewer, and what is behind a row may be read, and overwritten before it is written
-  ANY
+// A strip's buffers: kappa x (and x) of its rows and of two rows on either side, and e of its rows, later ds.
+template <class F>
+struct Strip {
+  Cut rows;
+  Vec<F> *kx, *x, *e;
+
+  static Cut rows_of(const Shape& s) { return cut(s.H, std::max<int64_t>(4, 49152 / ULSAM_VECTOR_BYTES / s.W)); }
+  static int64_t numbers(const Shape& s) { return Scratch<F>::rounded((rows_of(s).size + 4) * s.W * LANES<F>); }
+  static int64_t room(const Shape& s) { return 3 * numbers(s); }
+  Strip(const Shape& s, Scratch<F>& scratch) : rows(rows_of(s)) {
+    kx = (Vec<F>*)scratch.take(numbers(s)), x = (Vec<F>*)scratch.take(numbers(s));
+    e = (Vec<F>*)scratch.take(numbers(s)) + 2 * s.W;
+  }
 };
 
-// s, u's ReLU, the sums and dx of rows [r0, r1) of one channel. x: kappa x or x, to be summed with s; counted: the
-// lanes of a row's last vector that no other vector has.
-template <class F, bool RELU, bool GIVEN, Lie LIE, class T, class DT>
-ULSAM_APART void finish_rows(Factors<F>& f, const Rows<F, T, DT>& to, const Strip<F>& strip, const F* x, int64_t above,
-                             const Columns<F>& columns, Mask<F> counted, Vec<F> mean, int64_t r0, int64_t r1) {
-  using V = Vec<F>;
-  constexpr int L = LANES<F>;
-  const int64_t W = columns.W, pitch = strip.pitch, lanes = std::min<int64_t>(W, L);
-  const int64_t last = columns.column(columns.vectors - 1), dw = to.D.s.w, ow = to.dx.s.w;
-  const int64_t dh = to.D.s.h, oh = to.dx.s.h;
-  const Factors<F> g = f;
-  V sx{}, ss{};
-  const F *kx = strip.kx + (above + 2) * pitch, *e = strip.e + above * pitch, *a = to.a + r0 * W;
-  x += (above + 2) * pitch;
-  const DT* d = GIVEN ? to.D.row(r0) : nullptr;
-  T* o = to.dx.row(r0);
-  for (int64_t r = r0; r < r1; ++r, kx += pitch, x += pitch, e += pitch, a += W, o += oh) {
-    auto column = [&](int64_t w, auto is_last) {
-      V s = along_row<F, 1, RELU>(kx + w, e + w, g);
-      V out = g.factor * s;
-      if constexpr (GIVEN) {
-        const V dv = LIE == Lie::ANY ? gather<F, DT>(d + w * dw, dw, lanes) : load<F>(d + w);
-        out += dv + load(a + w) * dv;
-      }
-      if constexpr (LIE == Lie::ANY) scatter<F, T>(o + w * ow, ow, lanes, out);
-      else store<F>(o + w, out);
-      V xc = load(x + w) - mean;
-      if constexpr (is_last) {
-        s = (V)((Mask<F>)s & counted);
-        if constexpr (LIE != Lie::PLAIN) xc = (V)((Mask<F>)xc & counted);
-      }
-      sx += s * xc, ss += s;
+// e of rows [r0, r1) in column w; x: of row `first`, e: of row r0, before which two rows are overwritten; dl [P].
+template <class F, bool LEFT, bool RIGHT>
+ULSAM_APART void march_down(Vec<F>* e, const Vec<F>* x, const F* dl, const Shape& s, int64_t first, int64_t r0,
+                            int64_t r1, int64_t w) {
+  const int64_t from = std::max<int64_t>(r0 - 1, 0), until = std::min(r1 + 1, s.H);  // windows that reach these rows
+  auto across = [](const Vec<F>* p) {
+    Vec<F> h = *p;
+    if constexpr (LEFT) h = maximum(h, p[-1]);
+    if constexpr (RIGHT) h = maximum(h, p[1]);
+    return h;
+  };
+  x += (from - first) * s.W + w, dl += from * s.W + w, e += (from - 1 - r0) * s.W + w;
+  Winners<F> winners = from > 0 ? Winners<F>(across(x - s.W), across(x)) : Winners<F>(across(x));
+  for (int64_t r = from; r < std::min(until, s.H - 1); ++r, dl += s.W, e += s.W)
+    *e = winners.window(across(x += s.W), broadcast(*dl));
+  if (until == s.H) *e = winners.window(broadcast(-INF<F>), broadcast(*dl)), e[s.W] = winners.of_before;
+}
+
+// Along a row: e becomes ds, and the sums grow. kx, x, e [W]; x: kappa x or x, to be summed with s.
+template <class F, bool RELU>
+ULSAM_APART void march_along(Factors<F>& f, Vec<F>* e, const Vec<F>* kx, const Vec<F>* x, Vec<F> mean, int64_t W,
+                             int64_t rows) {
+  const Vec<F> size = f.size, shift = f.shift, factor = f.factor;
+  Vec<F> sx{}, ss{};
+  for (int64_t r = 0; r < rows; ++r, e += W, kx += W, x += W) {
+    auto finish = [&](int64_t w, Vec<F> s) {
+      if constexpr (RELU) s = unless<F>((Mask<F>)(kx[w] * size + shift <= Vec<F>{}), s);
+      sx += s * (x[w] - mean), ss += s;
+      e[w] = factor * s;
     };
-    if constexpr (LIE != Lie::NARROW)
-      for (int64_t w = 0; w < last; w += L) column(w, std::false_type());
-    column(last, std::true_type());
-    if constexpr (GIVEN) d += dh;
+    Winners<F> winners(kx[0]);
+    if (W > 1) winners.window(kx[1], e[0]);
+    for (int64_t w = 2; w < W; ++w) finish(w - 2, winners.window(kx[w], e[w - 1]));
+    const Vec<F> s = winners.window(broadcast(-INF<F>), e[W - 1]);
+    if (W > 1) finish(W - 2, s);
+    finish(W - 1, winners.of_before);
   }
   f.sx += sx, f.ss += ss;
 }
 
-// The same of a vector of channels.
-template <class F, bool RELU, bool GIVEN, class T, class DT>
-ULSAM_APART void finish_pixels(Factors<F>& f, const Rows<F, T, DT>& to, const Strip<F>& strip, const F* x, int64_t W,
-                               Vec<F> mean, int64_t r0, int64_t r1) {
-  using V = Vec<F>;
-  constexpr int L = LANES<F>;
-  const int64_t pitch = strip.pitch * L, dw = to.D.s.w, ow = to.dx.s.w;
-  const Factors<F> g = f;
-  V sx{}, ss{};
-  const F *kx = strip.kx + 2 * pitch, *e = strip.e, *a = to.a + r0 * W;
-  x += 2 * pitch;
-  for (int64_t r = r0; r < r1; ++r, kx += pitch, x += pitch, e += pitch, a += W) {
-    const DT* d = GIVEN ? to.D.row(r) : nullptr;
-    T* o = to.dx.row(r);
-    for (int64_t w = 0; w < W; ++w, o += ow) {
-      const V s = along_row<F, L, RELU>(kx + w * L, e + w * L, g);
-      V out = g.factor * s;
-      if constexpr (GIVEN) {
-        const V dv = load<F>(d);
-        out += dv + broadcast(a[w]) * dv;
-        d += dw;
-      }
-      store<F>(o, out);
-      sx += s * (load(x + w * L) - mean), ss += s;
-    }
-  }
-  f.sx += sx, f.ss += ss;
-}
-
-// Where the rows [r0, r1) end that whole vectors can be read from and written to.
-template <class F, class T, class DT>
-int64_t whole_rows(const Rows<F, T, DT>& to, int64_t r0, int64_t r1) {
-  while (r1 > r0 && (to.dx.row(r1 - 1) + LANES<F> > to.dx_end ||
-                     (to.D.p && to.D.row(r1 - 1) + LANES<F> > to.D_end)))
-    --r1;
-  return r1;
-}
-
-// `count` channels, each with factors, rows and a strip of its own, or one vector of channels: sums into f, dx of all
-// rows. x: at the channels, which may be read up to x_end; dl is surrounded by 0.
-template <class F, int STEP, bool RELU, class T, class DT>
-void route(Factors<F>* f, const Rows<F, T, DT>* to, const View<const T>* x, int count, const T* x_end, const F* dl,
-           const Shape& s, const Strip<F>* strips, const Columns<F>& columns) {
-  using V = Vec<F>;
-  constexpr int L = LANES<F>;
-  const int64_t row = strips->pitch * STEP;
-  const V unit = broadcast(F(1));
-  const bool runs = to->dx.s.w == 1 && (!to->D.p || to->D.s.w == 1);
-  const bool plain = runs && s.W >= L, narrow = runs && s.W < L;
-  Mask<F> counted{};
-  if (STEP == 1)
-    for (int i = 0; i < L; ++i) counted[i] = s.W < L ? -(i < s.W) : -(i >= columns.vectors * L - s.W);
-  bool zero[Strip<F>::MOST] = {};  // kappa x says nothing of x where kappa is 0
-  for (int c = 0; c < count; ++c)
-    for (int i = 0; i < (STEP == 1 ? 1 : L); ++i) zero[c] |= f[c].kappa[i] == 0;
-  for (int64_t j = 0; j < strips->cut_.parts; ++j) {
-    const int64_t r0 = strips->cut_.begin(j), r1 = strips->cut_.end(j);
-    const int64_t first = std::max<int64_t>(r0 - 2, 0), last = std::min(r1 + 2, s.H);
-    const int64_t skipped = (first - (r0 - 2)) * row;
-    for (int c = 0; c < count; ++c) {
-      pack<F, STEP, T>(strips[c].kx + skipped, x[c], s, first, last, f[c].kappa, x_end);
-      if (zero[c]) pack<F, STEP, T>(strips[c].raw + skipped, x[c], s, first, last, unit, x_end);
-    }
-    for (int c = 0; c < count; ++c) across_rows<F, STEP>(strips[c], s, r0, r1);
-    for (int c = 0; c < count; ++c) down_columns<F, STEP>(strips[c], r0, r1, dl);
-    for (int c = 0; c < count; ++c) {
-      const F* const values = zero[c] ? strips[c].raw : strips[c].kx;
-      const V mean = zero[c] ? f[c].mean : f[c].mean * f[c].kappa;
-      auto finish = [&](auto given) {
-        if constexpr (STEP > 1) finish_pixels<F, RELU, given>(f[c], to[c], strips[c], values, s.W, mean, r0, r1);
-        else {
-          auto rows = [&](auto lie, int64_t from, int64_t until) {
-            finish_rows<F, RELU, given, lie>(f[c], to[c], strips[c], values, from - r0, columns, counted, mean, from,
-                                             until);
-          };
-          const int64_t whole = plain ? r1 : narrow ? whole_rows<F>(to[c], r0, r1) : r0;
-          if (plain) rows(std::integral_constant<Lie, Lie::PLAIN>(), r0, r1);
-          else if (r0 < whole) rows(std::integral_constant<Lie, Lie::NARROW>(), r0, whole);
-          if (whole < r1) rows(std::integral_constant<Lie, Lie::ANY>(), whole, r1);
-        }
+// A vector of channels, with its factors: sums into f, dx of all rows. a, dl [P].
+template <class F, bool RELU, class T, class DT>
+void route(Factors<F>& f, const Lanes<T>& dx, const Lanes<const DT>& D, const Lanes<const T>& x, const F* a,
+           const F* dl, const Shape& s, const Strip<F>& strip) {
+  bool zero = false;  // kappa x says nothing of x where kappa is 0
+  for (int i = 0; i < LANES<F>; ++i) zero |= f.kappa[i] == 0;
+  const Vec<F> mean = zero ? f.mean : f.mean * f.kappa;
+  for (int64_t j = 0; j < strip.rows.parts; ++j) {
+    const int64_t r0 = strip.rows.begin(j), r1 = strip.rows.end(j);
+    const int64_t first = std::max<int64_t>(r0 - 2, 0), last = std::min(r1 + 2, s.H), above = (r0 - first) * s.W;
+    gather_strip<F, T>(strip.kx, x, s, first, last, f.kappa);
+    if (zero) gather_strip<F, T>(strip.x, x, s, first, last, broadcast(F(1)));
+    for (int64_t w = 0; w < s.W; ++w) {
+      auto go = [&](auto left, auto right) {
+        march_down<F, left, right>(strip.e, strip.kx, dl, s, first, r0, r1, w);
       };
-      to[c].D.p ? finish(std::true_type()) : finish(std::false_type());
+      if (w == 0) s.W == 1 ? go(std::false_type(), std::false_type()) : go(std::false_type(), std::true_type());
+      else w + 1 == s.W ? go(std::true_type(), std::false_type()) : go(std::true_type(), std::true_type());
     }
+    march_along<F, RELU>(f, strip.e, strip.kx + above, (zero ? strip.x : strip.kx) + above, mean, s.W, r1 - r0);
+    if (D.at.p) scatter_strip<F, true, T, DT>(dx, strip.e, D, a, s, r0, r1);
+    else scatter_strip<F, false, T, DT>(dx, strip.e, D, a, s, r0, r1);
   }
-  for (int c = 0; c < count; ++c)
-    if (!zero[c]) f[c].sx *= f[c].kappa;
+  if (!zero) f.sx *= f.kappa;
 }
 
 }  // namespace ulsam

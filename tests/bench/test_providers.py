@@ -58,3 +58,15 @@ def test_a_compiled_provider_leaves_the_plain_one_alone() -> None:
     compiled = found["eager+compile"].build(sources)
     assert compiled._compiled_call_impl is not None
     assert found["eager"].build(sources)._compiled_call_impl is None
+
+
+@pytest.mark.slow  # exports a model
+def test_onnx_runtime_computes_the_papers_form() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x = torch.randn(2, 8, 7, 6)
+    (found,) = [p for p in providers.providers([], compiled=False, onnx=True) if p.name == "vectorised+onnx"]
+    assert found.takes_part("forward")
+    assert not any(found.takes_part(direction) for direction in directions.DIRECTIONS if direction != "forward")
+    sources = providers.Sources.make(x, 2, training=False)
+    torch.testing.assert_close(found.build(sources)(x) - x, sources.paper(x).detach() - x, rtol=1e-4, atol=1e-6)

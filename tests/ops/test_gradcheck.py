@@ -7,21 +7,11 @@ import torch
 from torch import Tensor
 
 import ulsam_fused as uf
-from tests.helpers.backends import CPP
+from tests.helpers import backends as serving
+
 
 # finite differences must not cross a tie of the maximum or the kink of a ReLU: all x are 0.1 apart, and every u and
 # every logit at least 0.01 from 0
-BACKENDS = [
-    pytest.param(backend, shape, splits, id=backend, marks=marks)
-    for backend, shape, splits, marks in (
-        ("reference", (2, 4, 3, 4), 2, ()),
-        ("torch", (2, 4, 3, 4), 2, ()),
-        ("cpp", (2, 4, 3, 4), 2, CPP.marks),
-        ("triton", (1, 2, 3, 2), 1, ()),  # hundreds of calls, and the interpreter takes 0.1 s for one
-    )
-]
-
-
 def inputs(shape: tuple[int, int, int, int], splits: int, device: str) -> list[Tensor]:
     n, c, h, w = shape
     x = (torch.randperm(n * c * h * w, dtype=torch.float64) * 0.1 - 1).view(shape)
@@ -44,37 +34,14 @@ def function(backend: str, splits: int, activation: str | None, y_alone: bool) -
     return call
 
 
-def no_backend_but(backend: str) -> None:
+@pytest.mark.parametrize(("activation", "y_alone"), [(None, False), ("relu", True)])
+@pytest.mark.parametrize("backend", serving.ALL)
+def test_first_and_second_derivatives(backend: str, activation: str | None, y_alone: bool, device: str) -> None:
     if backend == "triton":
         pytest.importorskip("triton", reason="needs Triton")
-
-
-@pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize(("backend", "shape", "splits"), BACKENDS)
-def test_first_derivatives(
-    backend: str, shape: tuple[int, int, int, int], splits: int, activation: str | None, device: str
-) -> None:
-    no_backend_but(backend)
-    call = function(backend, splits, activation, y_alone=False)
-    assert torch.autograd.gradcheck(call, inputs(shape, splits, device), fast_mode=True)
-
-
-@pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize(("backend", "shape", "splits"), BACKENDS)
-def test_second_derivatives(
-    backend: str, shape: tuple[int, int, int, int], splits: int, activation: str | None, device: str
-) -> None:
-    no_backend_but(backend)
-    call = function(backend, splits, activation, y_alone=False)
-    assert torch.autograd.gradgradcheck(call, inputs(shape, splits, device), fast_mode=True)
-
-
-@pytest.mark.parametrize(("backend", "shape", "splits"), BACKENDS)
-def test_first_and_second_derivatives_of_y_alone(
-    backend: str, shape: tuple[int, int, int, int], splits: int, device: str
-) -> None:
-    no_backend_but(backend)
-    call = function(backend, splits, "relu", y_alone=True)
+    # hundreds of calls, and Triton's interpreter takes 0.1 s for one
+    shape, splits = ((1, 2, 3, 2), 1) if backend == "triton" else ((2, 4, 3, 4), 2)
+    call = function(backend, splits, activation, y_alone)
     assert torch.autograd.gradcheck(call, inputs(shape, splits, device), fast_mode=True)
     assert torch.autograd.gradgradcheck(call, inputs(shape, splits, device), fast_mode=True)
 

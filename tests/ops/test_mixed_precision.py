@@ -26,9 +26,15 @@ def losses(module: nn.Module, x: Tensor, dy: Tensor, golden: dict[str, Tensor]) 
     return {name: ((found[name] - t).norm() / t.norm()).item() for name, t in golden.items()}
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("half_parameters", [True, False])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "half_parameters", "training"),  # every pair of two
+    [
+        (torch.float16, True, True),
+        (torch.float16, False, False),
+        (torch.bfloat16, True, False),
+        (torch.bfloat16, False, True),
+    ],
+)
 @pytest.mark.parametrize("backend", serving.FUSED)
 def test_against_float64(dtype: torch.dtype, half_parameters: bool, training: bool, backend: str, device: str) -> None:
     """Half x: errors at most twice those of the authors' module in the same type, plus its epsilon."""
@@ -140,12 +146,7 @@ def test_norms_kept_in_float32_beside_half_convolutions(dtype: torch.dtype) -> N
     layer(x).sum().backward()
     assert layer.dw_norm.weight.grad.dtype == torch.float32
     assert layer.dw_weight.grad.dtype == dtype
+    mixed = uf.upstream.ULSAM(4, num_splits=2)
+    mixed.dw_norm.to(dtype)
     with pytest.raises(TypeError, match=r"dw_norm.weight must be torch.float32"):
-        uf.upstream.ULSAM(4, num_splits=2).dw_norm.to(dtype) and _mixed(dtype)
-
-
-def _mixed(dtype: torch.dtype) -> Tensor:
-    layer = uf.upstream.ULSAM(4, num_splits=2)
-    layer.dw_norm.to(dtype)
-    y: Tensor = layer(torch.randn(2, 4, 3, 3))
-    return y
+        mixed(x.float())

@@ -13,7 +13,8 @@ from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
-from ulsam_fused.ops import autograd
+from tests.helpers.authors import pair
+from ulsam_fused.ops import autograd, norm_autograd
 
 pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.compile up
 
@@ -21,6 +22,18 @@ pytestmark = pytest.mark.xdist_group("compiler")  # one process warms torch.comp
 @pytest.fixture(params=serving.FUSED)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=["paper", "authors"])
+def layer(request: pytest.FixtureRequest, backend: str, device: str) -> uf.ULSAM:
+    """Both forms, in training mode."""
+    if request.param == "authors":
+        return pair(4, 2, backend=backend, device=device)[1]
+    return uf.ULSAM(4, 2, backend=backend, device=device, dtype=torch.float64)
+
+
+def random(device: str, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device, dtype=torch.float64)
 
 
 def parameters(device: str, channels: int = 4, num_splits: int = 2) -> list[Tensor]:
@@ -43,35 +56,34 @@ def gradients(function: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tenso
 
 @pytest.mark.slow  # opcheck traces each operator several times
 def test_opcheck(device: str, backend: str) -> None:
-    x = torch.randn(2, 4, 5, 6, device=device)
+    x = torch.randn(2, 4, 3, 2, device=device)
     scale, shift, v, b = (p.detach() for p in parameters(device))
-    for s, t in ((shift, b), (None, None)):
+    for s, t, arriving in ((shift, b, "dy"), (None, None, "d_attention")):
         options = Options(2, True, True, need_attention=True, backend=backend)
         forward = (x, scale, s, v, t, *options)
         torch.library.opcheck(torch.ops.ulsam_fused.forward.default, forward)
         y, attention, z, lse = torch.ops.ulsam_fused.forward(*forward)
-        for dy, da in ((y, None), (None, attention)):
-            backward = (dy, da, x, scale, s, v, t, z, lse, *options)
-            torch.library.opcheck(torch.ops.ulsam_fused.backward.default, backward)
+        gradients = (y, None) if arriving == "dy" else (None, attention)
+        backward = (*gradients, x, scale, s, v, t, z, lse, *options)
+        torch.library.opcheck(torch.ops.ulsam_fused.backward.default, backward)
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "dtype"),
     [
-        lambda x: x,
-        lambda x: x.contiguous(memory_format=torch.channels_last),
-        lambda x: x.transpose(2, 3),
-        lambda x: x[:, :, ::2],
-        lambda x: x[:1].expand(3, -1, -1, -1),
+        (lambda x: x, torch.float32),
+        (lambda x: x.contiguous(memory_format=torch.channels_last), torch.float16),
+        (lambda x: x.transpose(2, 3), torch.float32),
+        (lambda x: x[:, :, ::2], torch.float16),
+        (lambda x: x[:1].expand(3, -1, -1, -1), torch.float32),
     ],
     ids=["nchw", "channels_last", "transposed", "strided", "expanded"],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("need", [(True, True), (False, False)], ids=["all", "y"])
 def test_fakes_promise_what_comes(
     device: str, backend: str, make: Any, dtype: torch.dtype, need: tuple[bool, bool]
 ) -> None:
-    x = make(torch.randn(2, 4, 5, 3, device=device, dtype=dtype))
+    x = make(torch.randn(2, 4, 4, 3, device=device, dtype=dtype))
     scale, shift, v, b = (p.detach() for p in parameters(device))
 
     def run(*tensors: Tensor) -> list[Tensor]:
@@ -95,44 +107,37 @@ def test_fakes_promise_what_comes(
         assert ours.device == promised.device
 
 
-@pytest.mark.slow  # torch.compile generates and compiles C++
+@pytest.mark.slow  # torch.compile traces, and for one backend generates and compiles C++
 def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # a second, in this test alone
+
     torch._dynamo.reset()
-    graphs: list[torch.fx.GraphModule] = []
-
-    def counting(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        graphs.append(module)
-        return module.forward
-
+    counting = CompileCounterWithBackend("inductor" if backend == "torch" else "aot_eager")
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counting)
     scale_etc = parameters(device)
-    counted = torch.compile(call, fullgraph=True, dynamic=True, backend=counting)
-    compiled = torch.compile(call, fullgraph=True, dynamic=True)
-    for h, w in ((5, 6), (7, 7), (9, 4)):
+    for h, w in ((3, 5), (5, 5), (6, 3)):
         inputs = [torch.randn(2, 4, h, w, device=device, requires_grad=True), *scale_etc]
-        counted(*inputs, backend)
         eager = gradients(lambda *t: call(*t, backend), inputs)
         for ours, expected in zip(gradients(lambda *t: compiled(*t, backend), inputs), eager, strict=True):
             assert torch.equal(ours, expected)
-    assert len(graphs) == 1
+    assert counting.frame_count == 1
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exports_with_dynamic_shapes(device: str, backend: str, strict: bool) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+def test_exports_with_dynamic_shapes(device: str, layer: uf.ULSAM, strict: bool) -> None:
+    layer.eval()
     dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
-    program = torch.export.export(
-        layer, (torch.randn(2, 4, 5, 6, device=device),), dynamic_shapes={"x": dims}, strict=strict
-    )
+    program = torch.export.export(layer, (random(device, 2, 4, 5, 6),), dynamic_shapes={"x": dims}, strict=strict)
     assert "ulsam_fused.forward" in str(program.graph_module.print_readable(print_output=False))
-    x = torch.randn(3, 4, 6, 4, device=device)
-    assert torch.equal(program.module()(x), layer(x))
+    x = random(device, 3, 4, 4, 3)
+    torch.testing.assert_close(program.module()(x) - x, layer(x) - x)
 
 
-def test_functional_transforms(device: str, backend: str) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
-    x = torch.randn(3, 2, 4, 4, 3, device=device, dtype=torch.double)
-    mapped = torch.func.vmap(layer)(x)
-    for ours, one in zip(mapped, x, strict=True):
+def test_functional_transforms(device: str, layer: uf.ULSAM) -> None:
+    """Per-sample results and gradients, through plain PyTorch."""
+    layer.eval()
+    x = random(device, 3, 2, 4, 4, 3)
+    for ours, one in zip(torch.func.vmap(layer)(x), x, strict=True):
         torch.testing.assert_close(ours - one, layer(one) - one)
     gradient = torch.func.grad(lambda t: layer(t).square().sum())(x[0])
     leaf = x[0].clone().requires_grad_()
@@ -149,35 +154,21 @@ def test_meta_and_fake_tensors_of_a_gpu() -> None:
     assert y.device.type == "cuda"
 
 
-def test_checkpointing_and_deepcopy(device: str, backend: str) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
+def test_checkpointing_and_deepcopy(device: str, layer: uf.ULSAM) -> None:
     twin = copy.deepcopy(layer)
-    x = torch.randn(2, 4, 5, 4, device=device, requires_grad=True)
+    x = random(device, 2, 4, 3, 4).requires_grad_()
     plain = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
     again = torch.autograd.grad(checkpoint(twin, x, use_reentrant=False).square().sum(), [x, *twin.parameters()])
-    for ours, expected in zip(again, plain, strict=True):
-        assert torch.equal(ours, expected)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(again, plain, strict=True))
 
 
-def test_second_derivative_through_a_checkpoint(device: str, backend: str) -> None:
-    """What is checkpointed may be looked at once."""
-    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
-    x = torch.randn(1, 4, 3, 3, device=device, dtype=torch.double, requires_grad=True)
-
-    def penalty(y: Tensor) -> Tensor:
-        (dx,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), x)[0]
-
-    torch.testing.assert_close(penalty(checkpoint(layer, x, use_reentrant=False)), penalty(layer(x)))
-
-
-def test_no_function_without_gradient(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_function_without_gradient(device: str, layer: uf.ULSAM, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("the autograd.Function was called")
 
     monkeypatch.setattr(autograd.SubspaceAttention, "apply", fail)
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
-    x = torch.randn(1, 4, 3, 3, device=device)
+    monkeypatch.setattr(norm_autograd.NormalizedSubspaceAttention, "apply", fail)
+    x = random(device, 2, 4, 3, 3)
     with torch.no_grad():
         assert not layer(x).requires_grad
     layer.requires_grad_(False)
@@ -198,24 +189,26 @@ def test_plain_eager_calls_skip_the_dispatcher(device: str, backend: str) -> Non
     assert seen == [False, True]
 
 
-@pytest.mark.parametrize("needed", [(True, False), (False, True)])
-def test_only_the_gradients_asked_for(device: str, backend: str, needed: tuple[bool, bool]) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device)
-    layer.requires_grad_(needed[1])
-    x = torch.randn(2, 4, 3, 4, device=device, requires_grad=needed[0])
-    layer(x).square().sum().backward()
-    assert (x.grad is not None) == needed[0]
-    assert all((p.grad is not None) == needed[1] for p in layer.parameters())
+def test_only_the_gradients_asked_for(device: str, layer: uf.ULSAM) -> None:
+    for of_x in (True, False):
+        layer.requires_grad_(not of_x).zero_grad()
+        x = random(device, 2, 4, 3, 4).requires_grad_(of_x)
+        layer(x).square().sum().backward()
+        assert (x.grad is not None) == of_x
+        assert all((p.grad is None) == of_x for p in layer.parameters())
 
 
 def test_second_derivative_through_part_of_the_inputs(device: str, backend: str) -> None:
-    layer = uf.ULSAM(4, 2, backend=backend).to(device).double()
-    x = torch.randn(1, 4, 3, 3, device=device, dtype=torch.double, requires_grad=True)
+    """Also through a checkpoint, which may be looked at once."""
+    layer = uf.ULSAM(4, 2, backend=backend, device=device, dtype=torch.float64)
+    x = random(device, 1, 4, 3, 3).requires_grad_()
 
-    def penalty(backend: str) -> tuple[Tensor, ...]:
-        layer.backend = backend
-        (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+    def penalty(y: Tensor) -> tuple[Tensor, ...]:
+        (dx,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
         return torch.autograd.grad(dx.square().sum(), [x, layer.dw_weight])
 
-    for ours, expected in zip(penalty(backend), penalty("reference"), strict=True):
-        torch.testing.assert_close(ours, expected)
+    ours, ours_again = penalty(layer(x)), penalty(checkpoint(layer, x, use_reentrant=False))
+    layer.backend = "reference"
+    expected = penalty(layer(x))
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(ours_again, expected)

@@ -77,7 +77,3 @@ def largest_error(ours: Tensor | None, golden: Tensor) -> float:
 def complaint(measures: Iterable[Measure]) -> str | None:
     """What is wrong, of the first quantity that fails; None where all pass."""
     return next((f"wrong: {measure}" for measure in measures if not measure.passed), None)
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

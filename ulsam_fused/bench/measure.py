@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from ..console.errors import one_line
 from . import calls, timing
-from .accuracy import one_line
 from .directions import DIRECTIONS
 from .module_accuracy import Expected
 from .providers import Provider, Sources

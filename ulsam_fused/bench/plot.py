@@ -42,7 +42,7 @@ def require(path: pathlib.Path) -> None:
 
 def bars(result: Result, path: pathlib.Path) -> None:
     """A panel for each direction and a group of bars for each size: median times, with whiskers from p20 to p80."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import numpy
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if row["us_p50"] is not None and row["form"] is not None]
@@ -50,7 +50,6 @@ def bars(result: Result, path: pathlib.Path) -> None:
     groups = {d: list(dict.fromkeys(_group(r) for r in rows if r["direction"] == d)) for d in directions}
     width = max(7.0, 1.0 + 0.17 * max(len([r for r in rows if r["direction"] == d]) for d in directions) + 1.0)
     figure = Figure(figsize=(width, 1.0 + 3.2 * len(directions)), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
     names = list(dict.fromkeys(row["provider"] for row in rows))
     for panel, direction in enumerate(directions, start=1):
         axes = figure.add_subplot(len(directions), 1, panel)
@@ -60,18 +59,11 @@ def bars(result: Result, path: pathlib.Path) -> None:
         for i, name in enumerate(here):
             mine = [row for row in shown if row["provider"] == name]
             at = [groups[direction].index(_group(row)) + (i - (len(here) - 1) / 2) * step for row in mine]
-            times = [(row["us_p20"] or 0.0, row["us_p50"] or 0.0, row["us_p80"] or 0.0) for row in mine]
-            middle = [p50 for _, p50, _ in times]
-            below, above = [p50 - p20 for p20, p50, _ in times], [p80 - p50 for _, p50, p80 in times]
+            p20, p50, p80 = (numpy.array([row[key] for row in mine]) for key in ("us_p20", "us_p50", "us_p80"))
             axes.bar(
-                at,
-                middle,
-                step * 0.92,
-                yerr=[below, above],
-                color=COLOURS.get(name, "black"),
-                error_kw={"elinewidth": 0.8},
-                label=f"{name} ({mine[0]['form']})",
-            )
+                at, p50, step * 0.92, yerr=[p50 - p20, p80 - p50], error_kw={"elinewidth": 0.8},
+                color=COLOURS.get(name, "black"), label=f"{name} ({mine[0]['form']})",
+            )  # fmt: skip
         axes.set_yscale("log")
         if shown:  # a logarithmic axis has no 0 for bars to stand on: they stand on a power of ten
             axes.set_ylim(bottom=10 ** math.floor(math.log10(min(row["us_p20"] or 1.0 for row in shown)) - 0.1))
@@ -81,8 +73,7 @@ def bars(result: Result, path: pathlib.Path) -> None:
         axes.set_xticks(range(len(groups[direction])), groups[direction], fontsize=8)
         axes.grid(axis="y", which="major", alpha=0.3)
         axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     threads = f", threads: {result['threads']}" if result["threads"] else ""
     figure.suptitle(f"{result['device']}{threads}, torch {result['torch']}, {result['date'][:10]}", fontsize=9)

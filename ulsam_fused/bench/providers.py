@@ -5,8 +5,10 @@ biases, two BatchNorms and two ReLUs; with running statistics in inference, with
 """
 
 import copy
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,30 @@ class Vectorised(Paper):
         return torch.addcmul(x_k, x_k, a.view(n, g, 1, h, w)).flatten(1, 2)
 
 
+class OnnxRuntime(nn.Module):
+    """Another module in ONNX Runtime, on a CPU with as many threads as PyTorch has; one session for each shape."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.eval()
+        self._sessions: dict[torch.Size, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape not in self._sessions:
+            self._sessions[x.shape] = self._session(x)
+        (y,) = self._sessions[x.shape].run(None, {"x": x.numpy()})
+        return torch.from_numpy(y)
+
+    def _session(self, x: Tensor) -> Any:  # onnxruntime.InferenceSession, which has no types
+        import onnxruntime
+
+        exported = io.BytesIO()
+        torch.onnx.export(self.module, (x,), exported, input_names=["x"], dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        return onnxruntime.InferenceSession(exported.getvalue(), options, providers=["CPUExecutionProvider"])
+
+
 @dataclass(frozen=True)
 class Sources:
     """The modules that define the two functions, with the weights that every provider gets."""
@@ -79,6 +105,7 @@ class Provider:
     build: Callable[[Sources], nn.Module]
     compiled: bool = False
     fused: bool = False
+    inference_only: bool = False
 
     def takes_part(self, direction: str) -> bool:
         """Whether a row of it means something in this direction.
@@ -86,12 +113,14 @@ class Provider:
         Batch statistics cost passes over x that the paper's form does not need, so the fused authors' form trains in a
         direction of its own, "train-norm". The authors' module is the baseline in every direction.
         """
+        if self.inference_only:
+            return direction == "forward"
         if self.form == "upstream":
             return not self.fused or direction in ("forward", "train-norm")
         return direction != "train-norm"
 
 
-def providers(backends: list[str], compiled: bool) -> list[Provider]:
+def providers(backends: list[str], compiled: bool, onnx: bool = False) -> list[Provider]:
     """Everything to be timed, the authors' module first."""
     plain = [
         Provider("eager", "upstream", "the authors' module in eager PyTorch", lambda s: s.upstream),
@@ -103,6 +132,11 @@ def providers(backends: list[str], compiled: bool) -> list[Provider]:
     found = list(plain)
     if compiled:
         found += [_compiled(plain[0]), _compiled(plain[2])]
+    if onnx:
+        note = "vectorised, exported by torch.onnx, in ONNX Runtime"
+        found.append(
+            Provider("vectorised+onnx", "paper", note, lambda s: OnnxRuntime(_vectorised(s)), False, False, True)
+        )
     for backend in backends:
         found += [_fused(backend), _fused_norm(backend)]
     return found
@@ -126,6 +160,13 @@ def _compiled(provider: Provider) -> Provider:
 
     note = f"{provider.name} under torch.compile"
     return Provider(f"{provider.name}+compile", provider.form, note, build, compiled=True)
+
+
+def _onnx_runtime(provider: Provider) -> Provider:
+    note = f"{provider.name}, exported by torch.onnx, in ONNX Runtime"
+    return Provider(
+        f"{provider.name}+onnx", provider.form, note, lambda s: OnnxRuntime(provider.build(s)), inference_only=True
+    )
 
 
 def _fused(backend: str) -> Provider:

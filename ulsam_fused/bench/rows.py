@@ -4,6 +4,7 @@ import datetime
 import json
 import pathlib
 import subprocess
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -147,7 +148,7 @@ def read(path: pathlib.Path) -> Result:
     return result
 
 
-def write(path: pathlib.Path, result: Result) -> None:
+def write(path: pathlib.Path, result: Mapping[str, object]) -> None:
     """Replaces the file at once: nobody finds half of it."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(result, indent=1) + "\n")

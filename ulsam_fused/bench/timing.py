@@ -5,10 +5,11 @@ call finds a cold cache. The host's time is taken apart, at batch 1. On a CPU: w
 providers in turn, round after round, on one input that may stay in the cache.
 """
 
+import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,27 +45,37 @@ def sets_needed(bytes_per_set: int, device: torch.device) -> int:
 
 def wall_clock(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
     """CPU times of all calls in interleaved rounds, `seconds` for each of them."""
-    inner = {name: _calls_per_sample(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds * len(calls)
+    samplers = {name: functools.partial(_warm_wall, call, _calls_per_sample(call)) for name, call in calls.items()}
+    samples = in_turn(samplers, seconds)
+    return {name: Timing.of(found, "wall clock, interleaved") for name, found in samples.items()}
+
+
+def in_turn(samplers: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+    """The samples of each, round after round, `seconds` for each of them."""
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    end = time.perf_counter() + seconds * len(samplers)
     for i in range(ROUNDS[1]):
         if i >= ROUNDS[0] and time.perf_counter() > end:
             break
-        names = list(calls) if i % 2 == 0 else list(reversed(calls))  # no call always follows the same one
-        for name in names:
-            calls[name](0)  # not counted: it finds the caches and the memory pool as another provider left them
-            samples[name].append(_wall(calls[name], inner[name]))
-    return {name: Timing.of(found, "wall clock, interleaved") for name, found in samples.items()}
+        for name in samples if i % 2 == 0 else reversed(samples):  # nobody always follows the same one
+            samples[name].append(samplers[name]())
+    return samples
 
 
 def _calls_per_sample(call: Call) -> int:
     """As many as last some 10 ms. Finding out warms up, too."""
     call(0)
-    once = min(_wall(call, 1) for _ in range(3))
+    once = min(wall(call, 1) for _ in range(3))
     return max(1, min(1000, math.ceil(10_000 / max(once, 1e-3))))
 
 
-def _wall(call: Call, count: int) -> float:
+def _warm_wall(call: Call, count: int) -> float:
+    call(0)  # not counted: it finds the caches and the memory pool as another provider left them
+    return wall(call, count)
+
+
+def wall(call: Call, count: int) -> float:
+    """Microseconds per call, of so many."""
     start = time.perf_counter()
     for _ in range(count):
         call(0)
@@ -74,13 +85,10 @@ def _wall(call: Call, count: int) -> float:
 def device_time(call: Call, sets: int, seconds: float) -> Timing:
     """GPU time of one call, cold."""
     run, method = sweep(call, sets)
-    samples: list[float] = []
     for _ in range(3):
         run()
-    end = time.perf_counter() + seconds
-    while len(samples) < ROUNDS[0] or (len(samples) < ROUNDS[1] and time.perf_counter() < end):
-        samples.append(event_time(run) / sets)
-    return Timing.of(samples, method)
+    samples = in_turn({"": functools.partial(event_time, run, sets)}, seconds)
+    return Timing.of(samples[""], method)
 
 
 def sweep(call: Call, sets: int) -> tuple[Callable[[], object], str]:
@@ -103,14 +111,14 @@ def sweep(call: Call, sets: int) -> tuple[Callable[[], object], str]:
     return graph.replay, "graph replay, cold"
 
 
-def event_time(run: Callable[[], object]) -> float:
-    """Microseconds that the device spends on it."""
+def event_time(run: Callable[[], object], calls: int = 1) -> float:
+    """Microseconds that the device spends on each of so many calls."""
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
     stop.record()
     stop.synchronize()
-    return float(start.elapsed_time(stop)) * 1e3
+    return float(start.elapsed_time(stop)) * 1e3 / calls
 
 
 def host_time(call: Call, seconds: float, count: int = 10) -> float:
@@ -121,7 +129,7 @@ def host_time(call: Call, seconds: float, count: int = 10) -> float:
     end = time.perf_counter() + seconds
     while len(found) < 5 or (len(found) * count < 1000 and time.perf_counter() < end):
         torch.cuda.synchronize()
-        found.append(_wall(call, count))
+        found.append(wall(call, count))
     torch.cuda.synchronize()
     return statistics.median(found)
 

@@ -54,9 +54,7 @@ def _run(argv: list[str]) -> int:
     chosen = next((word for word in argv if not word.startswith("-")), None)
     module = importlib.import_module(f"{__name__}.{chosen}") if chosen in COMMANDS else None
     parser = Parser(
-        prog="ulsam-fused",
-        description="Ultra-lightweight subspace attention (ULSAM), fused.",
-        epilog=_EXAMPLES,
+        prog="ulsam-fused", description="Ultra-lightweight subspace attention (ULSAM), fused.", epilog=_EXAMPLES
     )
     parser.add_argument("--version", action="version", version=f"ulsam-fused {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")

@@ -3,7 +3,6 @@
 import argparse
 import math
 import pathlib
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +18,6 @@ from ..modules import ULSAM
 
 SPREAD = 1.3
 """The standard deviation of each map's logits: it gives the map a peak that can be seen."""
-
-
-class Figures(NamedTuple):
-    """What is told of a map."""
-
-    peak: float
-    entropy: float
 
 
 _DESCRIPTION = """\
@@ -92,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
         maps = attend(shown.to(device), num_splits, args.seed, backend).cpu()
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from None
-    figures = [Figures(peak(a), entropy(a)) for a in maps]
-    _print(shown, maps, figures, backend, device)
-    draw(shown, _panels(maps, figures), _headline(num_splits, args.seed), output)
+    _print(shown, maps, backend, device)
+    headline = f"ULSAM attention, {num_splits} subspace{'s' if num_splits > 1 else ''}: UNTRAINED, fixed filters, "
+    headline += f"random weights (seed {args.seed}); each map on its own scale"
+    draw(shown, _panels(maps), headline, output)
     print(output.resolve())
     return 0
 
@@ -130,30 +123,23 @@ def attend(picture: Tensor, num_splits: int, seed: int, backend: str) -> Tensor:
     return attention
 
 
-def _print(picture: Tensor, maps: Tensor, figures: list[Figures], backend: str, device: torch.device) -> None:
+def _print(picture: Tensor, maps: Tensor, backend: str, device: torch.device) -> None:
     g, h, w = maps.shape
     print(f"picture {picture.shape[2]} x {picture.shape[1]}, {g} maps of {w} x {h}, backend {backend} on {device}")
     print(f"untrained: fixed filters, random weights. A uniform map has max*H*W 1 and entropy {math.log(h * w):.2f}")
     print(f"{'subspace':>8} {'max*H*W':>9} {'entropy':>8}  channels respond to")
-    for k, of in enumerate(figures):
-        print(f"{k:>8} {of.peak:>9.1f} {of.entropy:>8.2f}  {families_of(k, g)}")
+    for k, a in enumerate(maps):
+        print(f"{k:>8} {peak(a):>9.1f} {entropy(a):>8.2f}  {families_of(k, g)}")
 
 
-def _panels(maps: Tensor, figures: list[Figures]) -> list[Panel]:
+def _panels(maps: Tensor) -> list[Panel]:
     """Each map on its own scale from 0 to its maximum."""
     g, h, w = maps.shape
     panels = []
-    for k, of in enumerate(figures):
-        told = f"max·HW {of.peak:.0f}, entropy {of.entropy:.1f} of {math.log(h * w):.1f}"
-        panels.append(Panel(f"{k}: {families_of(k, g)}\n{told}", maps[k] / maps[k].max()))
+    for k, a in enumerate(maps):
+        told = f"max·HW {peak(a):.0f}, entropy {entropy(a):.1f} of {math.log(h * w):.1f}"
+        panels.append(Panel(f"{k}: {families_of(k, g)}\n{told}", a / a.max()))
     return panels
-
-
-def _headline(g: int, seed: int) -> str:
-    return (
-        f"ULSAM attention, {g} subspace{'s' if g > 1 else ''}: UNTRAINED, fixed filters, random weights (seed {seed}); "
-        "each map on its own scale"
-    )
 
 
 def _network(args: argparse.Namespace, path: pathlib.Path, output: pathlib.Path) -> int:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import itertools
-import json
 import pathlib
 
 import torch
@@ -20,13 +19,8 @@ from ..console import devices, model_options
 from ..console.errors import UserError, check_output
 
 GPU_CASES = (
-    "64x512x14x14/g4",
-    "64x1024x7x7/g4",
-    "64x160x7x7/g8",
-    "64x256x28x28/g4",
-    "16x32x112x112/g1",
-    "16x32x112x112/g4",
-)
+    "64x512x14x14/g4", "64x1024x7x7/g4", "64x160x7x7/g8", "64x256x28x28/g4", "16x32x112x112/g1", "16x32x112x112/g4",
+)  # fmt: skip
 CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g4", "8x256x28x28/g4", "4x32x112x112/g4")
 QUICK = slice(0, 3, 2)  # two of either
 
@@ -55,11 +49,9 @@ Triton's interpreter is never timed unless --backend triton asks for it.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument(
-        "--case",
-        action="append",
-        metavar="NxCxHxW/gK",
+        "--case", action="append", metavar="NxCxHxW/gK",
         help="this size instead, or upstream-eval or upstream-train; repeatable",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=devices.DTYPES, help="of everything (default: float16 on a GPU, else float32)"
     )
@@ -73,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this fused one; repeatable")
     devices.add_device_argument(parser)
     parser.add_argument("--compile", action="store_true", help="add torch.compile of eager and of the vectorised form")
+    parser.add_argument("--onnx", action="store_true", help="add ONNX Runtime on a CPU, in the forward; extra [onnx]")
     parser.add_argument("--quick", action="store_true", help="two sizes, short measurements")
     parser.add_argument("--seconds", type=float, metavar="S", help="per measurement (default: 1, or 0.3 with --quick)")
     parser.add_argument("--verbose", action="store_true", help="print every figure, and notes on what they mean")
@@ -126,7 +119,7 @@ def _layer(args: argparse.Namespace, backends: list[str], device: torch.device) 
 def _providers(args: argparse.Namespace, backends: list[str], workloads: list[Workload]) -> list[Provider]:
     names = args.provider or ()
     compiled = args.compile or any(workload.form for workload in workloads) or any("+compile" in name for name in names)
-    found = providers(backends, compiled)
+    found = providers(backends, compiled, args.onnx)
     for name in names:
         if name not in [p.name for p in found]:
             raise UserError(f"--provider must be one of {', '.join(p.name for p in found)}, got {name!r}")
@@ -171,13 +164,9 @@ def _networks(args: argparse.Namespace, backends: list[str], device: torch.devic
     for layout, direction in itertools.product(args.layout or ["nchw"], directions):
         workload = NetworkWorkload(direction, dtype, layout, batch, side, device)
         measured += networks.rows_of(found, workload, seconds, args.compile)
-    result: NetworkResult = {
-        **rows.heading(device),
-        "model": model_options.describe(args),
-        "size": side,
-        "rows": measured,
-    }
+    described = model_options.describe(args)
+    result: NetworkResult = {**rows.heading(device), "model": described, "size": side, "rows": measured}
     print(networks.table(result, args.verbose))
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        rows.write(args.json, result)
     return True

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 
 from ..bench import cases
-from ..bench.accuracy import Measure, one_line
+from ..bench.accuracy import Measure
 from ..bench.cases import Case
 from ..bench.operator_accuracy import QUANTITIES, Operator, compare
 from ..console import devices
-from ..console.errors import UserError
+from ..console.errors import UserError, one_line
 from ..functional import subspace_attention
 
 _DESCRIPTION = """\

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..console import count_tables, model_options
-from ..console.count_tables import Compared, Module
+from ..console.count_tables import Compared
 from ..console.errors import UserError, check_output
 from ..models.counting import RULES, Count, count
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.modules:
         modules = count_tables.attention_modules()
         print(count_tables.modules_text(modules, args.markdown))
-        result = {"modules": [_module_row(module) for module in modules]}
+        result = {"modules": [{"module": m.name, "built_with": m.options, **_counts(m.cost)} for m in modules]}
     else:
         lines = count_tables.compared()
         print(count_tables.paper_markdown(lines).rstrip() if args.markdown else count_tables.paper_text(lines))
@@ -87,16 +87,13 @@ def _own_model(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+_COLUMNS = ("source", "backbone", "width", "dataset", "variant", "insert", "replace")
+
+
 def _model_row(line: Compared) -> dict[str, Any]:
     row = line.row
     return {
-        "source": row.source,
-        "backbone": row.backbone,
-        "width": row.width,
-        "dataset": row.dataset,
-        "variant": row.variant,
-        "insert": row.insert,
-        "replace": row.replace,
+        **{name: getattr(row, name) for name in _COLUMNS},
         "published_weights_M": float(row.params),
         "published_macs_M": float(row.macs),
         "weights": int(line.weights.ours.scaleb(6)),
@@ -107,9 +104,5 @@ def _model_row(line: Compared) -> dict[str, Any]:
     }
 
 
-def _module_row(module: Module) -> dict[str, Any]:
-    return {"module": module.name, "built_with": module.options, **_counts(module.cost)}
-
-
 def _counts(found: Count) -> dict[str, int]:
-    return {"weights": found.weights, "parameters": found.parameters, "macs": found.macs}
+    return found._asdict()

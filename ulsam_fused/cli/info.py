@@ -15,13 +15,9 @@ from ..console import devices
 from ..console.errors import UserError
 
 VARIABLES = (
-    backends.ENVIRONMENT,
-    "TRITON_INTERPRET",
-    "TRITON_CACHE_DIR",
-    "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
+    backends.ENVIRONMENT, "TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
-)
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,9 +113,6 @@ def _text(facts: dict[str, Any]) -> str:
             )
         chosen = device["auto"]["backend"]
         lines.append(f'  backend "auto" takes {chosen if chosen else "nothing"}: {device["auto"]["why"]}')
-        lines += [f"    {name:<10} {answer}" for name, answer in _answers(device["backends"])]
+        for name, answer in device["backends"].items():
+            lines.append(f"    {name:<10} {answer if answer == 'yes' else 'no: ' + answer}")
     return "\n".join(lines)
-
-
-def _answers(served: dict[str, str]) -> list[tuple[str, str]]:
-    return [(name, answer if answer == "yes" else f"no: {answer}") for name, answer in served.items()]

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,6 @@ def enlarged(strength: Tensor, height: int, width: int) -> Tensor:
 
 def draw(picture: Tensor, panels: list[Panel], headline: str, output: pathlib.Path) -> None:
     """The picture [3, H, W] in 0..1, and each map over it, as one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = math.ceil((len(panels) + 1) / 5)
@@ -41,7 +40,6 @@ def draw(picture: Tensor, panels: list[Panel], headline: str, output: pathlib.Pa
     width = 2.6  # inches of a panel
     height = width * picture.shape[1] / picture.shape[2] + 0.4
     figure = Figure(figsize=(columns * width, lines * height + 0.3), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for axis in axes:
         axis.set_axis_off()
@@ -49,12 +47,9 @@ def draw(picture: Tensor, panels: list[Panel], headline: str, output: pathlib.Pa
     axes[0].set_title("picture", fontsize=8)
     grey = 0.55 * picture.mean(0).numpy()
     for axis, panel in zip(axes[1:], panels, strict=False):  # the last line may be longer than what is left
-        _overlay(axis, grey, enlarged(panel.strength, *picture.shape[1:]).numpy())
+        strength = enlarged(panel.strength, *picture.shape[1:]).numpy()
+        axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
+        axis.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=strength**0.5 * 0.9)
         axis.set_title(panel.title, fontsize=7)
     figure.suptitle(headline, fontsize=8)
     figure.savefig(output, bbox_inches="tight", pad_inches=0.08)
-
-
-def _overlay(axis: Any, grey: Any, strength: Any) -> None:
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    axis.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=strength**0.5 * 0.9)

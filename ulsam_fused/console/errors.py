@@ -8,6 +8,11 @@ class UserError(Exception):
     """The message says what came and what was expected; `main` prints it and returns 2."""
 
 
+def one_line(error: Exception) -> str:
+    """Its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def check_output(path: pathlib.Path) -> None:
     """Raises UserError where a file cannot be written, before the work that it is for."""
     folder = path.resolve().parent

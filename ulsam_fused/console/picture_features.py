@@ -12,15 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FAMILIES = (
-    "vertical edges",
-    "horizontal edges",
-    "rising edges",
-    "falling edges",
-    "bright spots",
-    "warm colours",
-    "dark spots",
-    "cool colours",
-)
+    "vertical edges", "horizontal edges", "rising edges", "falling edges",
+    "bright spots", "warm colours", "dark spots", "cool colours",
+)  # fmt: skip
 CHANNELS = 6 * len(FAMILIES)
 STRIDE = 4
 WAVELENGTHS = (4.0, 8.0, 16.0)  # pixels of the picture

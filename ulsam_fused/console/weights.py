@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..models.mobilenet import MobileNet
-from .errors import UserError
+from .errors import UserError, one_line
 
 
 def read(path: pathlib.Path) -> dict[str, Tensor]:
@@ -21,10 +21,7 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # its type depends on where the file is damaged
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{path}: not a checkpoint of tensors alone, or a damaged one ({type(error).__name__}: {reason})"
-        ) from None
+        raise UserError(f"{path}: not a checkpoint of tensors alone, or a damaged one ({one_line(error)})") from None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):

@@ -3,6 +3,7 @@
 New modules are made on the meta device and then get copies of the weights, so no random number is drawn.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -88,18 +89,13 @@ def plain(layer: modules.ULSAM | SharedULSAM) -> nn.Module:
         )  # fmt: skip
         tree.training = layer.training
         return tree
-    bias = layer.dw_bias is not None or layer.pw_bias is not None
-    legacy = getattr(layer, "legacy_maxpool_input", False)
+    alone = isinstance(layer, upstream.SubSpace)
+    make = reference.SubSpace if alone else functools.partial(reference.ULSAM, num_splits=layer.num_splits)
     with torch.device("meta"):
-        if isinstance(layer, upstream.SubSpace):
-            tree = reference.SubSpace(
-                layer.channels, bias=bias, norm=layer.norm, activation=layer.activation, legacy_maxpool_input=legacy
-            )
-        else:
-            tree = reference.ULSAM(
-                layer.channels, layer.num_splits, bias=bias, norm=layer.norm, activation=layer.activation,
-                legacy_maxpool_input=legacy,
-            )  # fmt: skip
+        tree = make(
+            layer.channels, bias=layer.dw_bias is not None or layer.pw_bias is not None, norm=layer.norm,
+            activation=layer.activation, legacy_maxpool_input=getattr(layer, "legacy_maxpool_input", False),
+        )  # fmt: skip
     tree.train(layer.training)
     subspaces = [module for module in tree.modules() if isinstance(module, reference.SubSpace)]
     for k, subspace in enumerate(subspaces):

@@ -4,6 +4,7 @@ Layers are numbered from 1, which is the stem: layer k is `features[k - 1]`. A U
 `features[k - 1].ulsam`, so no other name changes. A ULSAM in place of layer k is `features[k - 1]` itself.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -75,8 +76,7 @@ class MobileNet(nn.Module):
             TypeError: a ULSAM is not a fused layer, for example after `uf.unfuse`.
         """
         maps: dict[int, Tensor] = {}
-        handles = []
-        try:
+        with contextlib.ExitStack() as hooks:
             for number, layer in self.attention_layers().items():
                 if not isinstance(layer, modules.ULSAM):
                     raise TypeError(f"the ULSAM at layer {number} is not fused and gives no maps: uf.fuse(model) first")
@@ -85,11 +85,8 @@ class MobileNet(nn.Module):
                     assert isinstance(ulsam, modules.ULSAM)
                     maps[number] = ulsam.attention(inputs[0])
 
-                handles.append(layer.register_forward_pre_hook(record))
+                hooks.enter_context(layer.register_forward_pre_hook(record))
             self.features(x)
-        finally:
-            for handle in handles:
-                handle.remove()
         return maps
 
 

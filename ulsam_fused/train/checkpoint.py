@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor
 
-from ..console.errors import UserError
+from ..console.errors import UserError, one_line
 
 FORMAT, VERSION = "ulsam_fused.train", 1
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -70,8 +70,7 @@ def load(path: pathlib.Path) -> Content:
             raise ValueError(f"the checksum of {damaged} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # its type depends on where the file is damaged
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: truncated, damaged or no checkpoint ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{path}: truncated, damaged or no checkpoint ({one_line(error)})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is no checkpoint of {FORMAT}; --weights takes files that hold weights alone")
     if content.get("version") != VERSION:

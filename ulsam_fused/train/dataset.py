@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class Views(Dataset[Item]):
         for number in range(first, first + (min(ATTEMPTS, len(self)) if self.training else 1)):
             number %= len(self)
             try:
-                image = transforms.opened(self.images.root / self.images.names[number])
+                image = transforms.opened(self.images.path(number))
             except transforms.Unreadable as error:
                 broken.append(Failure(number, str(error)))
                 continue
@@ -83,6 +84,7 @@ class Views(Dataset[Item]):
         return Batch(images, torch.tensor(labels, dtype=torch.int64), broken)
 
 
+@dataclass
 class TrainingOrder(Sampler[list[Place]]):
     """The batches of one process in one epoch, from step `start` on.
 
@@ -91,19 +93,14 @@ class TrainingOrder(Sampler[list[Place]]):
     images that one process with larger batches sees.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        steps: int,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, epoch
-        self.steps, self.start, self.rank, self.world = steps, start, rank, world
+    length: int
+    batch_size: int
+    seed: int
+    epoch: int
+    steps: int
+    start: int = 0
+    rank: int = 0
+    world: int = 1
 
     def __len__(self) -> int:
         return self.steps - self.start

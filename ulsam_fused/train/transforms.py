@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..console.errors import UserError
+from ..console.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -64,8 +64,7 @@ def opened(path: pathlib.Path) -> "Picture":
         raise Unreadable("missing") from None
     # Pillow's decoders raise one of these; which one depends on where the file is damaged
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(path), path.name)
-        raise Unreadable(f"{type(error).__name__}: {(reason.splitlines() or [''])[0]}") from None
+        raise Unreadable(one_line(error).replace(str(path), path.name)) from None
 
 
 def training_view(reader: str, size: int, seed: int) -> View:
@@ -122,9 +121,7 @@ def _centre_crop(image: "Picture", resize: int, size: int) -> "Picture":
 def _by_torchvision(image: "Picture", size: int, seed: int) -> Tensor:
     from torchvision import transforms
 
-    view = transforms.Compose(
-        [transforms.RandomResizedCrop(size, SCALE, RATIO), transforms.RandomHorizontalFlip()]
-    )  # bilinear
+    view = transforms.Compose([transforms.RandomResizedCrop(size, SCALE, RATIO), transforms.RandomHorizontalFlip()])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _pixels(view(image))
