@@ -67,6 +67,7 @@ def test_few_large_maps_are_shared_out(dtype: torch.dtype, nhwc: bool) -> None:
     backward(make_case((2, 20, 60, 70), 1, dtype, channels_last=nhwc))
 
 
+@pytest.mark.slow  # about 100 cases of two or three widths
 @FORMATS
 @TYPES
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33])

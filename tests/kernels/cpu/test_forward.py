@@ -58,6 +58,7 @@ def test_few_large_maps_are_shared_out(h: int, dtype: torch.dtype, nhwc: bool) -
     forward(make_case((1, 16, h, 120), 1, dtype, channels_last=nhwc), out_dtype=wide)
 
 
+@pytest.mark.slow  # about 100 cases of two or three widths
 @FORMATS
 @TYPES
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 33])

@@ -70,7 +70,6 @@ def test_widths_around_a_block(w: int, nhwc: bool, device: str) -> None:
     backward(make_case((1, 2, 3, w), 1, device=device, channels_last=nhwc, relu_u=w % 2 == 0), slab(block_w=8))
 
 
-@pytest.mark.slow  # 38 backwards, whose programs are long where a strip has several columns
 @pytest.mark.parametrize("strips", [1, 4])
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 7])
 def test_strips_of_columns(columns: int, strips: int, device: str) -> None:

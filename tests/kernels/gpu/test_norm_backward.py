@@ -54,9 +54,10 @@ def backward(case: NormCase, config: LaunchConfig | None, **options: Any) -> dic
 
 
 @NORMS
-@REGIMES
 @pytest.mark.parametrize(
-    ("relu_u", "relu_z"), [(False, False), (True, False), (False, True), (True, True)], ids=["-", "u", "z", "uz"]
+    ("relu_u", "relu_z", "config"),
+    [(False, False, slab()), (True, False, split(2)), (False, True, split(2)), (True, True, slab())],
+    ids=["-", "u", "z", "uz"],
 )
 def test_norms_and_activations(
     relu_u: bool, relu_z: bool, config: LaunchConfig, batch1: bool, batch2: bool, device: str
@@ -117,7 +118,6 @@ def test_chosen_configuration(batch: int, device: str) -> None:
 # --- types --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # the interpreter runs 9 cases of several launches
 @NORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_types(dtype: torch.dtype, batch1: bool, batch2: bool, device: str) -> None:
@@ -231,8 +231,7 @@ def test_gradient_of_dw_where_eps_matters(dtype: torch.dtype, device: str) -> No
 
 
 @NORMS
-@REGIMES
-@pytest.mark.parametrize("arriving", ["dy", "d_attention"])
+@pytest.mark.parametrize(("arriving", "config"), [("dy", split(2)), ("d_attention", slab())], ids=["dy", "d_attention"])
 def test_one_gradient_alone(arriving: str, config: LaunchConfig, batch1: bool, batch2: bool, device: str) -> None:
     case = make_norm_case((2, 4, 3, 5), 2, device=device, batch1=batch1, batch2=batch2)
     absent = {"dy": "d_attention", "d_attention": "dy"}[arriving]
@@ -300,8 +299,7 @@ def test_deterministic_and_apart_in_memory(batch1: bool, batch2: bool, nhwc: boo
 
 
 @NORMS
-@pytest.mark.parametrize("relu_z", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize(("dtype", "relu_z"), [(torch.float64, True), (torch.float16, False)])
 def test_group(dtype: torch.dtype, relu_z: bool, batch1: bool, batch2: bool, device: str) -> None:
     """Twins have the gradients of their images stacked twice: of dx one half, of a parameter half of the sum."""
     case = make_norm_case((2, 4, 3, 4), 2, dtype, device, batch1=batch1, batch2=batch2, relu_z=relu_z)

@@ -54,7 +54,6 @@ def norm_forward(
 # --- forms, types and layouts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # the interpreter runs 24 cases of several launches
 @NORMS
 @FORMATS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
