@@ -35,6 +35,7 @@ def backward(case: Case) -> Results:
 # --- sizes: one below, at and above every vector and strip of rows --------------------------------------------------
 
 
+@pytest.mark.slow  # 168 backwards
 @FORMATS
 @pytest.mark.parametrize("w", [*range(1, 20), 23, 24, 25, 31, 32, 33, 39, 40, 41])
 def test_widths(w: int, nhwc: bool) -> None:
@@ -60,6 +61,7 @@ def test_strips_of_rows(h: int, w: int, ties: bool, nhwc: bool) -> None:
     backward(case)
 
 
+@pytest.mark.slow  # large maps
 @FORMATS
 @TYPES
 def test_few_large_maps_are_shared_out(dtype: torch.dtype, nhwc: bool) -> None:

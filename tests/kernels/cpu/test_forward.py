@@ -49,6 +49,7 @@ def test_strips_of_rows(h: int, w: int, nhwc: bool) -> None:
     forward(make_case((1, 16, h, w), 2, torch.float32, channels_last=nhwc))
 
 
+@pytest.mark.slow  # large maps
 @FORMATS
 @TYPES
 @pytest.mark.parametrize("h", [30, 61])

@@ -1,4 +1,4 @@
-"""Most tests of the Triton kernels are slow: these are the quick ones, which see each direction, type and regime."""
+"""Most tests of the Triton kernels are slow. The quick ones, named here, see each direction, type and regime."""
 
 import pathlib
 
@@ -6,10 +6,10 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parent
 QUICK = {
-    "test_forward.py": ("test_types", "test_chosen_configuration"),
+    "test_forward.py": ("test_float32_parameters_beside_16_bits", "test_chosen_configuration"),
     "test_backward.py": ("test_types", "test_chosen_configuration"),
     "test_norm_forward.py": ("test_float32_parameters_beside_16_bits", "test_chosen_configuration"),
-    "test_norm_backward.py": ("test_parameters_of_other_types", "test_chosen_configuration"),
+    "test_norm_backward.py": ("test_strided_parameters_and_attention_gradient", "test_chosen_configuration"),
     "test_memory.py": ("test_launches", "test_the_guards_see_a_stray_write_and_an_unwritten_element"),
 }
 INTERPRETED = (*QUICK, "test_wide.py")
