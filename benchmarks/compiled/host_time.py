@@ -3,14 +3,16 @@
     python -m benchmarks.compiled.host_time
     python -m benchmarks.compiled.host_time --sms 1    # as if the GPU were so small that batch 1 fills it: one launch
 
-At batch 1 the GPU needs a few microseconds for a call, and the Python before the launch needs as many. Kernels are
-compiled for sm_90. A call then does all that it does on a GPU before the driver's part: argument checks, allocation
-(of CPU memory), the choice of what to launch, and Triton's part. The columns are microseconds:
+At batch 1 the GPU needs a few microseconds for a call, and the Python before the launch needs as many. A call does all
+that it does on a GPU (sm_90) before the driver's part: argument checks, allocation (of CPU memory), the choice of what
+to launch, and Triton's part. The columns are microseconds, and the last two count:
 
     whole   the call
     bound   the same, but Triton binds the arguments of every launch, as it does where its kernels are not kept
     Triton  the launches alone, with their arguments ready and bound by Triton
     over    whole less Triton; in a training step this includes autograd
+    Python  functions of Python that the call runs through
+    other   functions of other languages that it runs through
 """
 
 import argparse
@@ -45,12 +47,14 @@ class Launch(NamedTuple):
 
 
 class HostTimes(NamedTuple):
-    """Microseconds of one call; the module's docstring explains them."""
+    """Microseconds and functions of one call; the module's docstring explains them."""
 
     launches: int
     whole: float
     bound: float
     triton: float
+    python: int
+    other: int
 
     @property
     def over(self) -> float:
@@ -85,6 +89,16 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
     return found
 
 
+def functions_of(call: Callable[[], object]) -> tuple[int, int]:
+    """Through how many functions of Python, and of other languages, a call runs."""
+    events: list[str] = []
+    sys.setprofile(lambda frame, event, argument: events.append(event))
+    call()
+    sys.setprofile(None)
+    # less the two that belong to the counting: the call itself, and the end of it
+    return events.count("call") - 1, events.count("c_call") - 1
+
+
 def measure(call: Callable[[], object], rounds: int) -> HostTimes:
     kept = launch.keep
     launch.keep = False
@@ -97,7 +111,7 @@ def measure(call: Callable[[], object], rounds: int) -> HostTimes:
     bound, alone = microseconds(call, rounds), microseconds(launches_alone, rounds)
     launch.keep = kept
     call()
-    return HostTimes(len(launches), microseconds(call, rounds), bound, alone)
+    return HostTimes(len(launches), microseconds(call, rounds), bound, alone, *functions_of(call))
 
 
 def step(layer: torch.nn.Module, x: Tensor) -> Callable[[], object]:
@@ -156,10 +170,11 @@ def main() -> int:
         f"torch {torch.__version__}, Triton {triton.__version__}, {SHAPE}, float16, g = {SPLITS}, "
         f"{arguments.sms} multiprocessors; microseconds"
     )
-    print(f"{'call':<42} {'launches':>8} {'whole':>7} {'bound':>7} {'Triton':>7} {'over':>7}")
+    columns = "".join(f" {name:>7}" for name in ("whole", "bound", "Triton", "over", "Python", "other"))
+    print(f"{'call':<42} {'launches':>8}{columns}")
     for name, found in rows.items():
         times = "".join(f" {time:>7.1f}" for time in (found.whole, found.bound, found.triton, found.over))
-        print(f"{name:<42} {found.launches:>8}{times}")
+        print(f"{name:<42} {found.launches:>8}{times} {found.python:>7} {found.other:>7}")
     for name, layer in (("paper's", paper), ("authors'", authors)):
         leaves = [x.clone().requires_grad_(), *layer.parameters()]
         alone = autograd_alone(leaves, arguments.rounds)

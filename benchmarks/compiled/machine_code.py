@@ -1,5 +1,6 @@
 """Reads the machine code of a compiled kernel: its registers, its accesses of memory, its hottest loop."""
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -23,25 +24,28 @@ class Usage(NamedTuple):
 
 
 def instructions(kernel: Any) -> list[Instruction]:
-    return [
-        Instruction(int(address, 16), name, operands)
-        for address, name, operands in _LINE.findall(_dump(kernel, "-sass"))
-    ]
+    return [Instruction(int(address, 16), name, operands) for address, name, operands in _LINE.findall(_dump(kernel))]
 
 
 def usage(kernel: Any) -> Usage:
-    text = _dump(kernel, "-res-usage")
+    text = _dump(kernel)
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found is not None, text
     return Usage(int(found[1]), int(found[2]))
 
 
-def _dump(kernel: Any, flag: str) -> str:
+def _dump(kernel: Any) -> str:
+    return _cuobjdump(kernel.asm["cubin"])
+
+
+@functools.lru_cache  # each is read twice, calls share kernels, and the tool takes half a second
+def _cuobjdump(cubin: bytes) -> str:
     tool = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+        command = [tool, "-res-usage", "-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def hottest_loop(code: list[Instruction], access: str = "LDG") -> list[str]:

@@ -24,7 +24,7 @@ from ulsam_fused.kernels.gpu.launching import config as configs
 from benchmarks.compiled import budgets, machine_code
 from benchmarks.compiled.budgets import Resources
 from benchmarks.compiled.configurations import Call, shipped
-from benchmarks.compiled.stub_driver import Compiled, compile_only
+from benchmarks.compiled.stub_driver import Compiled, compile_only, phases
 
 REGISTERS_PER_SM, SHARED_PER_SM, PROGRAMS_PER_SM, WARPS_PER_SM = 65536, 227 * 1024, 32, 64
 _COLUMNS = "{:52} {:>4} {:12}" + " {:>6}" * 11
@@ -70,9 +70,8 @@ def _read(call: Call, arch: int, compiled: Compiled) -> Resources:
 
 def _name(compiled: Compiled) -> str:
     """The phases of the kernel that this launch runs, or its own name where it has no phases."""
-    phases = [name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if compiled.constants.get(name)]
     own: str = compiled.kernel.metadata.name
-    return "+".join(phases) or own.removeprefix("norm_").removesuffix("_kernel")
+    return "+".join(phases(compiled.constants)) or own.removeprefix("norm_").removesuffix("_kernel")
 
 
 def _resident_warps(registers: int, shared: int, warps: int) -> int:
@@ -101,13 +100,15 @@ def _sweep_elements(constants: dict[str, Any]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[90], help="compute capabilities, e.g. 80 90 100")
+    parser.add_argument("--part", default="1/1", help="I/N: every N-th configuration, from the I-th on")
     parser.add_argument("--matrix", action="store_true", help="every type and form, not one for each configuration")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a budget is exceeded")
     arguments = parser.parse_args()
     if launcher.INTERPRETED:
         parser.error("TRITON_INTERPRET is set; nothing can be compiled in this process")
-    calls = shipped(arguments.matrix)
+    part, parts = map(int, arguments.part.split("/"))
+    calls = shipped(arguments.matrix)[part - 1 :: parts]
     targets = ", ".join(f"sm_{arch}" for arch in arguments.arch)
     print(f"Triton {triton.__version__}: {len(calls)} configurations for {targets}")
     print(_COLUMNS.format(*("regs" if name == "registers" else name[:6] for name in Resources.__annotations__)))

@@ -1,12 +1,20 @@
-"""A Triton driver for a machine without a GPU. Kernels are compiled for its target; nothing is loaded or launched."""
+"""A Triton driver for a machine without a GPU. Nothing is loaded or launched.
+
+Either kernels are compiled for its target (`compile_only`), or Triton only decides from the arguments which kernel a
+launch needs (`activate`).
+"""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import ASTSource
 
 
 class Compiled(NamedTuple):
@@ -49,24 +57,59 @@ class _Utilities:
 
 
 def activate(launcher_of: Callable[[Any, Any], Callable[..., object]], arch: int = 90) -> None:
-    """From now on a launch calls what `launcher_of` makes of the kernel's source and metadata."""
+    """From now on a launch calls what `launcher_of` makes of the kernel's source and metadata; kernels are empty."""
     driver: Any = Driver(arch)
     driver.utils, driver.launcher_cls = _Utilities(), launcher_of
+    # an empty kernel must not be found in place of a compiled one, so this process has its own folder for them
+    driver.folder = tempfile.TemporaryDirectory()
+    knobs.cache.dir = driver.folder.name
+    ASTSource.make_ir = lambda source, *_: source.name
+    CUDABackend.add_stages = _no_stages
     triton.runtime.driver.set_active(driver)
 
 
+def _no_stages(backend: CUDABackend, stages: dict[str, Callable[[str, dict[str, Any]], object]], *_: Any) -> None:
+    """In place of the compiler's stages: only the metadata that a launch reads."""
+
+    def name(kernel: str, metadata: dict[str, Any]) -> str:
+        metadata.update(name=kernel, shared=0)
+        return kernel
+
+    stages["ttir"] = name
+    stages["cubin"] = lambda kernel, metadata: b""
+
+
+def phases(constants: dict[str, Any]) -> list[str]:
+    """The phases that a launch runs; none where its kernel has no phases."""
+    return [name.lower() for name in ("LOGITS", "APPLY", "REDUCE", "MARCH") if constants.get(name)]
+
+
 @contextlib.contextmanager
-def compile_only(arch: int) -> Iterator[list[Compiled]]:
-    """Launches inside compile for this architecture and run nothing; their kernels come into the yielded list."""
+def compile_only(arch: int, *, machine_code: bool = True, of: frozenset[str] | None = None) -> Iterator[list[Compiled]]:
+    """Launches inside compile for this architecture and run nothing; their kernels come into the yielded list.
+
+    Without machine_code, compiling ends with PTX. With `of`, only launches of these phases compile.
+    """
     triton.runtime.driver.set_active(Driver(arch))
     compiled: list[Compiled] = []
     original = triton.JITFunction.run
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
-        compiled.append(Compiled(original(kernel, *args, grid=grid, warmup=True, **constants), constants))
+        if of is None or of.intersection(phases(constants)):
+            compiled.append(Compiled(original(kernel, *args, grid=grid, warmup=True, **constants), constants))
 
     triton.JITFunction.run = run
+    knobs.runtime.add_stages_inspection_hook = None if machine_code else _until_ptx
     try:
         yield compiled
     finally:
         triton.JITFunction.run = original
+        knobs.runtime.add_stages_inspection_hook = None
+
+
+def _until_ptx(*of_the_compiler: Any) -> tuple[str, str]:
+    """Triton's hook into its stages. Without arguments it says by which key such kernels are kept."""
+    if of_the_compiler:
+        _, stages, *_ = of_the_compiler
+        stages["cubin"] = lambda ptx, metadata: b""
+    return "until PTX", "until PTX"

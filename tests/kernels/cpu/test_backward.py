@@ -35,6 +35,7 @@ def backward(case: Case) -> Results:
 # --- sizes: one below, at and above every vector and strip of rows --------------------------------------------------
 
 
+@pytest.mark.slow  # 168 backwards
 @FORMATS
 @pytest.mark.parametrize("w", [*range(1, 20), 23, 24, 25, 31, 32, 33, 39, 40, 41])
 def test_widths(w: int, nhwc: bool) -> None:
@@ -60,6 +61,7 @@ def test_strips_of_rows(h: int, w: int, ties: bool, nhwc: bool) -> None:
     backward(case)
 
 
+@pytest.mark.slow  # large maps
 @FORMATS
 @TYPES
 def test_few_large_maps_are_shared_out(dtype: torch.dtype, nhwc: bool) -> None:
@@ -67,6 +69,7 @@ def test_few_large_maps_are_shared_out(dtype: torch.dtype, nhwc: bool) -> None:
     backward(make_case((2, 20, 60, 70), 1, dtype, channels_last=nhwc))
 
 
+@pytest.mark.slow  # about 100 cases of two or three widths
 @FORMATS
 @TYPES
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33])
@@ -93,47 +96,7 @@ def test_gradients_and_parameters_of_other_types(arriving: torch.dtype, dtype: t
     backward(case)
 
 
-# --- the general form ---------------------------------------------------------------------------------------------
-
-
-@FORMATS
-@pytest.mark.parametrize("biases", ["none", "shift", "b", "both"])
-@pytest.mark.parametrize(("relu_u", "relu_z"), [(False, False), (True, False), (False, True), (True, True)])
-def test_activations_and_biases(relu_u: bool, relu_z: bool, biases: str, nhwc: bool) -> None:
-    shift, b = biases in ("shift", "both"), biases in ("b", "both")
-    for w in (5, 10):
-        case = make_case((2, 10, 3, w), 1, shift=shift, b=b, relu_u=relu_u, relu_z=relu_z, channels_last=nhwc)
-        results = backward(case)
-        if b and not relu_z:
-            assert results.db.item() == 0, "without act_z the softmax does not see b"
-
-
-@FORMATS
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("signs", ["negative", "zero", "mixed"])
-def test_signs_of_scale(signs: str, relu: bool, nhwc: bool) -> None:
-    """With a scale of 0 all u of a channel tie: the first valid pixel of each window wins."""
-    case = make_case((1, 12, 3, 9), 1, relu_u=relu, relu_z=relu, channels_last=nhwc)
-    case.scale = {
-        "negative": -case.scale.abs(),
-        "zero": torch.zeros_like(case.scale),
-        "mixed": case.scale.abs() * torch.tensor([1.0, -1.0, 0.0]).repeat(4),
-    }[signs]
-    backward(case)
-
-
-@FORMATS
-@pytest.mark.parametrize(("relu_u", "relu_z"), [(True, False), (False, True), (True, True)])
-def test_zeros_where_relu_has_its_kink(relu_u: bool, relu_z: bool, nhwc: bool) -> None:
-    """u and z that are exactly 0 pass no gradient, though their windows have attention."""
-    case = make_case((1, 8, 5, 6), 1, relu_u=relu_u, relu_z=relu_z, channels_last=nhwc)
-    case.x = torch.randint_like(case.x, -2, 1)
-    case.x[:, :, 0, 0] = 1
-    case.shift, case.b = torch.zeros_like(case.shift), torch.zeros_like(case.b)
-    case.scale, case.v = case.scale.abs(), case.v.abs()
-    assert (case.scale.view(-1, 1, 1) * case.x == 0).any()
-    assert (saved(case)[0] == 0).any()
-    backward(case)
+# --- values -------------------------------------------------------------------------------------------------------
 
 
 @FORMATS
@@ -232,12 +195,6 @@ def test_strided_x(layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> No
         backward(case)
 
 
-def test_strided_parameters() -> None:
-    case = make_case((1, 6, 2, 3), 2)
-    twice = {name: getattr(case, name).repeat_interleave(2)[::2] for name in ("scale", "shift", "v", "b")}
-    backward(dataclasses.replace(case, **twice))
-
-
 @TYPES
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last], ids=["nchw", "channels_last"])
 def test_views_at_the_end_of_their_buffers(layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
@@ -289,14 +246,3 @@ def test_nan_and_infinity_reach_what_they_reach_in_the_reference(
             ours, theirs = (t.masked_fill(~t.isfinite(), torch.nan) for t in (ours, theirs))
             tolerance = 1e-11 if dtype == torch.float64 else 1e-4
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
-
-
-@FORMATS
-def test_window_without_finite_numbers(nhwc: bool) -> None:
-    """A corner of -inf: the first valid pixel of a window of -inf wins, never the padding."""
-    case = make_case((1, 8, 5, 9), 1, shift=False, channels_last=nhwc)
-    case.x[:, :, :3, :3] = -torch.inf
-    case.scale, case.v = case.scale.abs(), case.v.abs()
-    case.dy = None
-    results = run_backward(backend, case, *saved(case))
-    torch.testing.assert_close(results.dx, run_reference(case, torch.float64).dx, equal_nan=True)

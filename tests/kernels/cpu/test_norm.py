@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ulsam_fused.kernels.contract import FixedNorm, NormSaved
+from ulsam_fused.kernels.contract import NormSaved
 from ulsam_fused.kernels.cpu import build, norm_backend
 
 from tests.helpers.layouts import STRIDED, channels_last, one_number
-from tests.helpers.norm_forward_golden import Buffers, check_norm_forward, make_buffers, run_norm_forward
+from tests.helpers.norm_forward_golden import check_norm_forward, make_buffers, run_norm_forward
 from tests.helpers.norm_golden import (
     GRADIENTS,
     NormCase,
@@ -22,6 +22,7 @@ from tests.helpers.norm_golden import (
     run_norm_reference,
     saved,
 )
+from tests.kernels.norms import Twins, gradients_of_twins, run_folded
 
 pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
 
@@ -178,21 +179,6 @@ def test_gradients_apart_in_memory(batch1: bool, batch2: bool) -> None:
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
-class Twins:
-    """Two processes with the same images."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def sum(self, t: Tensor) -> Tensor:
-        self.calls += 1
-        return 2 * t
-
-    def gather(self, moments: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.cat((moments, moments))
-
-
 @NORMS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_group(dtype: torch.dtype, batch1: bool, batch2: bool) -> None:
@@ -213,75 +199,10 @@ def test_group(dtype: torch.dtype, batch1: bool, batch2: bool) -> None:
     gradients = norm_backend.norm_backward(
         case.dy, case.d_attention, case.tensors(), NormSaved(z, lse, first, second), case.options(), group,
     )  # fmt: skip
-    stacked = {name: torch.cat((t, t)) for name in ("x", "dy", "d_attention") if (t := getattr(case, name)) is not None}
-    whole = run_norm_reference(dataclasses.replace(case, **stacked), torch.float64)
-    golden = {name: t[:2] if name == "dx" else None if t is None else t / 2 for name, t in whole.items()}
-    check_norm(case, dict(zip(GRADIENTS, gradients, strict=True)), golden, interpreted=False)
+    check_norm(case, dict(zip(GRADIENTS, gradients, strict=True)), gradients_of_twins(case), interpreted=False)
 
 
-# --- statistics that are fixed, folded ------------------------------------------------------------------------------
-
-
-def folded(case: NormCase, buffers: Buffers, **options: Any) -> dict[str, Tensor]:
-    norm1 = FixedNorm(case.gamma1, case.beta1, buffers.mean1, buffers.var1, case.eps1)
-    norm2 = FixedNorm(case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
-    arguments = {"dw": case.dw, "out_dtype": None, "need_attention": True} | options
-    y, A = norm_backend.folded_forward(
-        case.x, arguments["dw"], buffers.bias1, norm1, case.pw, buffers.bias2, norm2,
-        case.options(out_dtype=arguments["out_dtype"], need_attention=arguments["need_attention"]),
-    )  # fmt: skip
-    return {"y": y, "A": A}
-
-
-@FORMATS
-@TYPES
-@pytest.mark.parametrize("biases", [True, False])
-def test_folded(dtype: torch.dtype, biases: bool, nhwc: bool) -> None:
-    case = make_norm_case((2, 18, 8, 9), 2, dtype, channels_last=nhwc, relu_u=biases, relu_z=biases, peak=3.0)
-    buffers = make_buffers(case, biases=biases)
-    results = folded(case, buffers, out_dtype=None if nhwc else case.compute_dtype)
-    assert results["y"].stride() == torch.empty_like(case.x, dtype=results["y"].dtype).stride()
-    check_norm_forward(case, results, interpreted=False, buffers=buffers, batch=False)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 1, 5), (1, 150, 2, 2)], ids=str)
-def test_folded_shapes(shape: tuple[int, int, int, int]) -> None:
-    case = make_norm_case(shape, 3, torch.float32)
-    buffers = make_buffers(case, torch.float16)
-    check_norm_forward(case, folded(case, buffers), interpreted=False, buffers=buffers, batch=False)
-
-
-def test_folded_pooling_x_itself() -> None:
-    case = make_norm_case((2, 6, 8, 5), 2)
-    buffers = make_buffers(case)
-    plain = dataclasses.replace(  # the same, said with an affine map that changes nothing
-        case, dw=torch.ones_like(case.dw), gamma1=torch.ones_like(case.gamma1), beta1=torch.zeros_like(case.beta1),
-        relu_u=False, eps1=0.0,
-    )  # fmt: skip
-    at_rest = dataclasses.replace(
-        buffers, mean1=torch.zeros_like(case.dw), var1=torch.ones_like(case.dw), bias1=torch.zeros_like(case.dw)
-    )
-    results = folded(dataclasses.replace(case), dataclasses.replace(buffers, bias1=None), dw=None)
-    check_norm_forward(plain, results, interpreted=False, buffers=at_rest, batch=False)
-
-
-def test_folded_without_a_first_norm_and_without_attention() -> None:
-    case = make_norm_case((2, 6, 3, 5), 2)
-    buffers = make_buffers(case)
-    norm2 = FixedNorm(case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
-    arguments = (case.x, case.dw, case.beta1, None, case.pw, buffers.bias2, norm2)
-    y, A = norm_backend.folded_forward(*arguments, case.options())
-    alike = dataclasses.replace(case, gamma1=torch.ones_like(case.dw), eps1=0.0)
-    at_rest = dataclasses.replace(buffers, mean1=torch.zeros_like(case.dw), var1=torch.ones_like(case.dw), bias1=None)
-    check_norm_forward(alike, {"y": y, "A": A}, interpreted=False, buffers=at_rest, batch=False)
-    y2, none = norm_backend.folded_forward(*arguments, case.options(need_attention=False))
-    assert none is None
-    assert torch.equal(y, y2)
-
-
-def test_folded_no_images() -> None:
-    case = make_norm_case((0, 4, 3, 5), 2)
-    assert folded(case, make_buffers(case))["y"].shape == (0, 4, 3, 5)
+# --- what is not a number -------------------------------------------------------------------------------------------
 
 
 def test_nan_without_a_first_norm_and_with() -> None:
@@ -294,6 +215,6 @@ def test_nan_without_a_first_norm_and_with() -> None:
         assert results["y"].isnan().all()
     folded_case = make_norm_case((2, 8, 5, 9), 1, torch.float32)
     folded_case.x[0, 3, 2, 2] = torch.nan
-    y = folded(folded_case, make_buffers(folded_case))["y"]
+    y = run_folded(norm_backend, folded_case, make_buffers(folded_case))["y"]
     assert y[0].isnan().all()
     assert y[1].isfinite().all()

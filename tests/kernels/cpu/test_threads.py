@@ -48,6 +48,7 @@ def assert_same(some: list[Tensor], others: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
+@pytest.mark.slow  # all results of 8 cases, three times
 @pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize(("shape", "num_splits"), SHAPES, ids=str)
 def test_any_number_of_threads(shape: tuple[int, int, int, int], num_splits: int, nhwc: bool) -> None:

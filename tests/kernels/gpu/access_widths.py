@@ -14,7 +14,7 @@ from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu.launching import config as configs
 
 from benchmarks.compiled import machine_code
-from benchmarks.compiled.stub_driver import compile_only
+from benchmarks.compiled.stub_driver import compile_only, phases
 
 
 def marches(x: Tensor) -> dict[str, tuple[int, int]]:
@@ -26,15 +26,13 @@ def marches(x: Tensor) -> dict[str, tuple[int, int]]:
         for choose in (configs.forward_config, configs.backward_config)
     )
     options = Options(1, False, False)
-    with compile_only(90) as compiled:
+    with compile_only(90, of=frozenset({"logits", "march"})) as compiled:
         launcher.forward(Inputs(x, p, None, p, None), options, config=forward)
         launcher.backward(x, None, Inputs(x, p, None, p, None), z, lse, options, config=backward)
     found = {}
     for kernel, constants in compiled:
-        name = "logits" if constants.get("LOGITS") else "march" if constants.get("MARCH") else None
-        if name is not None:
-            code = machine_code.instructions(kernel)
-            found[name] = (machine_code.widest(code, "LDG"), machine_code.widest(code, "STG"))
+        code = machine_code.instructions(kernel)
+        found["+".join(phases(constants))] = machine_code.widest(code, "LDG"), machine_code.widest(code, "STG")
     return found
 
 
@@ -42,19 +40,14 @@ def main() -> None:
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta")
 
-    print(
-        json.dumps(
-            {
-                "every other channel of channels_last": marches(
-                    meta(2, 128, 16, 16).to(memory_format=torch.channels_last)[:, ::2]
-                ),
-                "one column": marches(meta(2, 64, 16, 1)),
-                "transposed": marches(meta(2, 64, 16, 16).transpose(2, 3)),
-                "seven columns": marches(meta(2, 64, 16, 7)),
-                "contiguous": marches(meta(2, 64, 16, 16)),
-            }
-        )
-    )
+    inputs = {
+        "every other channel of channels_last": meta(2, 128, 16, 16).to(memory_format=torch.channels_last)[:, ::2],
+        "one column": meta(2, 64, 16, 1),
+        "transposed": meta(2, 64, 16, 16).transpose(2, 3),
+        "seven columns": meta(2, 64, 16, 7),
+        "contiguous": meta(2, 64, 16, 16),
+    }
+    print(json.dumps({name: marches(x) for name, x in inputs.items()}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A script: what arrives at the driver is the same where Triton binds arguments and where its kernel was kept.
 
-Kernels are compiled for sm_90, their loading and launching is stubbed. Compared are, argument by argument, what
+Triton chooses kernels for sm_90, but nothing is compiled, loaded or launched. Compared are, argument by argument, what
 Triton's launcher would be called with, and of the kernel its signature, its constants and what it assumes of each
 argument.
 """
@@ -14,12 +14,8 @@ from torch import Tensor
 from triton import knobs
 from triton.compiler.compiler import LazyDict
 from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
-from ulsam_fused.kernels.gpu import (
-    backend as launcher,
-)
-from ulsam_fused.kernels.gpu import (
-    norm_backend as norm_launcher,
-)
+from ulsam_fused.kernels.gpu import backend as launcher
+from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching import launch
 
 from benchmarks.compiled import stub_driver as stubbed

@@ -38,14 +38,16 @@ def test_unusual_calls_compile(tmp_path: pathlib.Path) -> None:
     assert output.split() == ["76", "launches", "compiled"]
 
 
-@pytest.mark.slow  # compiles about 25 kernels
-def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path) -> None:
+@pytest.mark.slow  # a process that imports PyTorch and Triton
+def test_kept_kernels_get_the_same_arguments(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past Triton's binding: the same kernel with the same arguments, whatever differs between calls."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     output = run("tests.kernels.gpu.launches_kept", cache=tmp_path)
     assert output.split() == ["74", "launches", "compared"]
+    assert not list(tmp_path.iterdir()), "a kernel that is empty must not be found later"
 
 
-@pytest.mark.slow  # compiles 20 kernels
+@pytest.mark.slow  # compiles 10 kernels
 def test_promises_of_neighbours_widen_no_access(tmp_path: pathlib.Path) -> None:
     """Else a march would read what is not there; only whole runs of columns are read at once, in the forward."""
     widths = json.loads(run("tests.kernels.gpu.access_widths", cache=tmp_path))
@@ -54,22 +56,26 @@ def test_promises_of_neighbours_widen_no_access(tmp_path: pathlib.Path) -> None:
     assert all(found == {"logits": [4, 4], "march": [4, 4]} for found in widths.values()), widths
 
 
-@pytest.mark.slow  # compiles about 70 kernels and disassembles each
+@pytest.mark.slow  # compiles about 35 kernels and disassembles each
+@pytest.mark.parametrize("part", ["1/2", "2/2"])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
+def test_every_configuration(arch: int, part: str, tmp_path: pathlib.Path) -> None:
     output = tmp_path / "resources.json"
-    printed = run("benchmarks.compiled.resources", "--arch", str(arch), "--json", str(output), cache=tmp_path / "cache")
+    printed = run(
+        "benchmarks.compiled.resources", "--arch", str(arch), "--part", part, "--json", str(output),
+        cache=tmp_path / "cache",
+    )  # fmt: skip
     ranking = printed.split("where to work")[1].splitlines()[1:]
     shares = [float(line.split()[0]) for line in ranking]
     assert len(shares) == 8
     assert shares == sorted(shares, reverse=True)
     result = json.loads(output.read_text())
     rows: list[dict[str, Any]] = result["rows"]
-    assert 24 <= result["configurations"] <= 64  # about 160 for three architectures
+    assert 12 <= result["configurations"] <= 32  # about 160 in all for three architectures
     assert len(rows) >= result["configurations"]
 
     marches = [row for row in rows if row["march"] and row["kernel"] != "moments"]
-    assert len(marches) >= 24
+    assert len(marches) >= 12
     assert {row["case"]: found for row in rows if (found := budgets.violations(row))} == {}
 
     # the second sweep moves 16 bytes per lane where 16 bytes divide every stride
@@ -84,32 +90,26 @@ def test_every_configuration(arch: int, tmp_path: pathlib.Path) -> None:
     assert [row for row in keeping if not row["nan_maximum"]] == []
 
 
-@pytest.mark.slow  # compiles 10 kernels
+@pytest.mark.slow  # a process that imports PyTorch and Triton, and measures
 def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
-    """The times are not judged."""
-    lines = run("benchmarks.compiled.host_time", "--sms", "1", "--rounds", "1", cache=tmp_path).splitlines()
+    """The times are not judged, only what they are made of: launches and functions."""
+    lines = run("benchmarks.compiled.host_time", "--rounds", "1", cache=tmp_path).splitlines()
     rows = {line[:42].strip(): [float(word) for word in line[42:].split()] for line in lines[2:6]}
     assert {name: row[0] for name, row in rows.items()} == {
-        "paper's form, training step": 2,
+        "paper's form, training step": 3,
         "authors' form, training step": 6,
         "paper's form, no gradient": 1,
         "authors' form in eval mode, no gradient": 1,
     }
-    for _, whole, bound, triton_alone, over in rows.values():
+    for _, whole, bound, triton_alone, over, *_ in rows.values():
         assert min(whole, bound, triton_alone) > 0
         assert over == pytest.approx(whole - triton_alone, abs=0.11)
-
-
-@pytest.mark.slow  # compiles 6 kernels
-def test_functions_in_front_of_a_launch(tmp_path: pathlib.Path) -> None:
-    """What host time is made of, by count: 37 and 49 functions of Python with Triton 3.7.1 and torch 2.13."""
-    output = run("tests.kernels.gpu.host_calls", cache=tmp_path)
-    found: dict[str, dict[str, int]] = json.loads(output)
-    assert [row["launches"] for row in found.values()] == [1, 1, 2, 2]
+    # with Triton 3.7.1 and torch 2.13, 37 and 49 functions of Python, 23 and 46 others
     kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))
-    for name, python, other in (("paper 8", 41, 26), ("authors 8", 53, 50)):
-        assert found[name]["python"] <= python + 20 * (not kept), name
-        assert found[name]["other"] <= other + 60 * (not kept), name
+    limits = {"paper's form, no gradient": (41, 25), "authors' form in eval mode, no gradient": (53, 49)}
+    for name, (python, other) in limits.items():
+        assert rows[name][-2] <= python + 20 * (not kept), name
+        assert rows[name][-1] <= other + 60 * (not kept), name
 
 
 def test_shares_of_the_floor() -> None:

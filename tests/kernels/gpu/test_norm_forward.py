@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ulsam_fused.kernels.contract import Exchange, FixedNorm
+from ulsam_fused.kernels.contract import Exchange
 from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig, MomentsConfig
 
@@ -16,6 +16,7 @@ from tests.helpers.launches import count_launches, slab, split
 from tests.helpers.layouts import STRIDED, first_channels_last, unaligned
 from tests.helpers.norm_forward_golden import Buffers, check_norm_forward, make_buffers, run_norm_forward, run_reference
 from tests.helpers.norm_golden import NormCase, make_norm_case
+from tests.kernels.norms import Twins, run_folded
 
 launcher = pytest.importorskip("ulsam_fused.kernels.gpu.norm_backend", reason="needs Triton")
 from ulsam_fused.kernels.gpu.backend import INTERPRETED  # noqa: E402
@@ -53,7 +54,6 @@ def norm_forward(
 # --- forms, types and layouts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # the interpreter runs 24 cases of several launches
 @NORMS
 @FORMATS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -249,17 +249,6 @@ def test_momentum_at_its_ends(momentum: float, device: str) -> None:
 # --- other processes ------------------------------------------------------------------------------------------------
 
 
-class Twins:
-    """Another process with the same part of the batch."""
-
-    def __init__(self) -> None:
-        self.shapes: list[tuple[int, ...]] = []
-
-    def gather(self, moments: Tensor) -> Tensor:
-        self.shapes.append(tuple(moments.shape))
-        return torch.cat((moments, moments))
-
-
 def test_statistics_of_all_processes(device: str) -> None:
     case = make_norm_case((2, 4, 8, 3), 2, device=device)
     whole = dataclasses.replace(case, x=torch.cat((case.x, case.x)))
@@ -267,7 +256,7 @@ def test_statistics_of_all_processes(device: str) -> None:
     here, alone = buffers.clone(), buffers.clone()
     twins = Twins()
     part = run_norm_forward(launcher, case, here, group=twins, config=split(), first_config=parts_of(case.x))
-    assert twins.shapes == [(1, 3, 4), (1, 3, 2)]
+    assert twins.gathered == [(1, 3, 4), (1, 3, 2)]
     both = run_norm_forward(launcher, whole, alone, config=split(), first_config=parts_of(whole.x))
     check_norm_forward(whole, both, interpreted=INTERPRETED, buffers=buffers, after=alone)
     for name in ("y", "A", "z", "lse"):
@@ -291,82 +280,6 @@ def test_an_empty_process_changes_nothing(device: str) -> None:
     case = make_norm_case((2, 4, 3, 4), 2, device=device)
     results = run_norm_forward(launcher, case, group=WithAnEmptyProcess(), config=slab())
     check_norm_forward(case, results, interpreted=INTERPRETED)
-
-
-# --- statistics that are fixed, folded ------------------------------------------------------------------------------
-
-
-def folded(case: NormCase, buffers: Buffers, config: LaunchConfig | None, **options: Any) -> dict[str, Tensor]:
-    norm1 = FixedNorm(case.gamma1, case.beta1, buffers.mean1, buffers.var1, case.eps1)
-    norm2 = FixedNorm(case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
-    arguments = {"dw": case.dw, "out_dtype": None, "need_attention": True} | options
-    y, A = launcher.folded_forward(
-        case.x, arguments["dw"], buffers.bias1, norm1, case.pw, buffers.bias2, norm2,
-        case.options(out_dtype=arguments["out_dtype"], need_attention=arguments["need_attention"]), config=config,
-    )  # fmt: skip
-    return {"y": y, "A": A}
-
-
-@FORMATS
-@pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_folded(dtype: torch.dtype, biases: bool, channels_last: bool, device: str) -> None:
-    case = make_norm_case(
-        (2, 6, 8, 5), 2, dtype, device, channels_last=channels_last, relu_u=biases, relu_z=biases, peak=3.0
-    )
-    buffers = make_buffers(case, biases=biases)
-    config = split() if channels_last == biases else slab()
-    results = folded(case, buffers, config, out_dtype=None if channels_last else case.compute_dtype)
-    promised = torch.empty_like(case.x, dtype=results["y"].dtype)
-    assert results["y"].stride() == promised.stride()
-    check_norm_forward(case, results, interpreted=INTERPRETED, buffers=buffers, batch=False)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 1, 5), (1, 150, 2, 2)], ids=str)
-def test_folded_shapes(shape: tuple[int, int, int, int], device: str) -> None:
-    case = make_norm_case(shape, 3, torch.float32, device)
-    buffers = make_buffers(case, torch.float16)
-    check_norm_forward(case, folded(case, buffers, None), interpreted=INTERPRETED, buffers=buffers, batch=False)
-
-
-@pytest.mark.parametrize("config", [slab(), split()], ids=["slab", "split"])
-def test_folded_pooling_x_itself(config: LaunchConfig, device: str) -> None:
-    case = make_norm_case((2, 6, 8, 5), 2, device=device)
-    buffers = make_buffers(case)
-    plain = dataclasses.replace(  # the same, said with an affine map that changes nothing
-        case, dw=torch.ones_like(case.dw), gamma1=torch.ones_like(case.gamma1), beta1=torch.zeros_like(case.beta1),
-        relu_u=False, eps1=0.0,
-    )  # fmt: skip
-    at_rest = dataclasses.replace(
-        buffers, mean1=torch.zeros_like(case.dw), var1=torch.ones_like(case.dw), bias1=torch.zeros_like(case.dw)
-    )
-    results = folded(case, buffers, config, dw=None)
-    check_norm_forward(plain, results, interpreted=INTERPRETED, buffers=at_rest, batch=False)
-
-
-def test_folded_without_a_first_norm(device: str) -> None:
-    case = make_norm_case((2, 6, 3, 5), 2, device=device)
-    buffers = make_buffers(case)
-    norm2 = FixedNorm(case.gamma2, case.beta2, buffers.mean2, buffers.var2, case.eps2)
-    y, A = launcher.folded_forward(
-        case.x, case.dw, case.beta1, None, case.pw, buffers.bias2, norm2, case.options(), config=slab()
-    )
-    alike = dataclasses.replace(case, gamma1=torch.ones_like(case.dw), eps1=0.0)
-    at_rest = dataclasses.replace(buffers, mean1=torch.zeros_like(case.dw), var1=torch.ones_like(case.dw), bias1=None)
-    check_norm_forward(alike, {"y": y, "A": A}, interpreted=INTERPRETED, buffers=at_rest, batch=False)
-
-
-def test_folded_attention_not_asked_for(device: str) -> None:
-    case = make_norm_case((2, 2, 3, 4), 1, device=device)
-    buffers = make_buffers(case)
-    with_it, without = (folded(case, buffers, slab(), need_attention=need) for need in (True, False))
-    assert torch.equal(with_it["y"], without["y"])
-    assert without["A"] is None
-
-
-def test_folded_no_images(device: str) -> None:
-    case = make_norm_case((0, 4, 3, 5), 2, device=device)
-    assert folded(case, make_buffers(case), None)["y"].shape == (0, 4, 3, 5)
 
 
 # --- what the kernels touch and launch ------------------------------------------------------------------------------
@@ -404,7 +317,7 @@ def test_stays_inside_its_tensors(
     )
     assert guards.stand()
     check_norm_forward(case, results, interpreted=INTERPRETED, buffers=given, after=buffers)
-    y, A = folded(case, given, config).values()
+    y, A = run_folded(launcher, case, given, config=config).values()
     assert guards.stand()
     assert not y.isnan().any()
     assert not A.isnan().any()
@@ -449,7 +362,7 @@ def test_launches(batch1: bool, batch2: bool, device: str, monkeypatch: pytest.M
 def test_folded_launches(config: LaunchConfig, launches: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_norm_case((1, 2, 8, 3), 1, device=device)
     counts = count_launches(monkeypatch)
-    folded(case, make_buffers(case), config)
+    run_folded(launcher, case, make_buffers(case), config=config)
     assert counts == {"folded_kernel": launches}
 
 

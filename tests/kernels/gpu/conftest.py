@@ -1,0 +1,23 @@
+"""Most tests of the Triton kernels are slow. The quick ones, named here, see each direction, type and regime."""
+
+import pathlib
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent
+QUICK = {
+    "test_forward.py": ("test_float32_parameters_beside_16_bits", "test_chosen_configuration"),
+    "test_backward.py": ("test_types", "test_chosen_configuration"),
+    "test_norm_forward.py": ("test_float32_parameters_beside_16_bits", "test_chosen_configuration"),
+    "test_norm_backward.py": ("test_strided_parameters_and_attention_gradient", "test_chosen_configuration"),
+    "test_memory.py": ("test_launches", "test_the_guards_see_a_stray_write_and_an_unwritten_element"),
+}
+INTERPRETED = (*QUICK, "test_wide.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.path.name
+        if item.path.parent == FOLDER and name in INTERPRETED and not item.name.startswith(QUICK.get(name, ())):
+            item.add_marker(pytest.mark.slow)  # the interpreter needs up to half a second for a case
