@@ -12,9 +12,7 @@ from tests.helpers.processes import ROOT, run_python
 
 pytest.importorskip("sklearn")
 EXAMPLE = ROOT / "examples" / "digits.py"
-
-
-SHORT = ["--epochs", "6", "--orders", "3"]
+SHORT = ["--epochs", "3", "--batch", "32", "--steps", "8", "--orders", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +29,11 @@ def digits() -> Iterator[ModuleType]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.slow  # trains five networks for 20 steps, and one until it recognises the digits
+@pytest.mark.slow  # trains four networks for 8 steps, and one until it recognises the digits
 def test_fused_layers_train_as_the_reference_does(digits: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     code, printed = digits.main(SHORT), capsys.readouterr().out
     assert code == 0, printed
-    assert "fused against reference, 20 steps" in printed
+    assert "fused against reference, 8 steps" in printed
     assert "\nproven: 9" in printed
 
 
@@ -43,7 +41,7 @@ def test_fused_layers_train_as_the_reference_does(digits: ModuleType, capsys: py
 def test_two_processes_train_as_one_does() -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     printed = run_python([*launcher, str(EXAMPLE), *SHORT], ROOT, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    assert "2 processes against one, 20 steps" in printed
+    assert "2 processes against one, 8 steps" in printed
     assert "\nproven: 9" in printed
 
 
@@ -56,7 +54,7 @@ def test_layers_that_hand_x_on_are_noticed(digits: ModuleType) -> None:
             model.features[number - 1].ulsam = nn.Identity()
         return digits.losses(model, x, labels, numbers)
 
-    share, _, _ = digits.compare(identity, x, labels, 5, 64, 2, 1)
+    share, _, _ = digits.compare(identity, x, labels, 3, 32, 2, 1)
     assert share > 10
 
 
@@ -67,5 +65,5 @@ def test_parts_are_what_several_processes_do_and_not_the_joined_batch(digits: Mo
     def joined(numbers: list[torch.Tensor]) -> torch.Tensor:
         return digits.losses(digits.network(), x, labels, numbers)
 
-    share, _, _ = digits.compare(joined, x, labels, 5, 64, 2, 2)
+    share, _, _ = digits.compare(joined, x, labels, 3, 32, 2, 2)
     assert share > 10
