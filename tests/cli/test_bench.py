@@ -13,37 +13,18 @@ from ulsam_fused import cli
 from ulsam_fused.bench import cases, directions, providers, timing
 from ulsam_fused.cli import bench
 
-CPU = torch.device("cpu")
-
-
 ROW_KEYS = {
-    "case",
-    "direction",
-    "dtype",
-    "layout",
-    "provider",
-    "form",
-    "error",
-    "us_p50",
-    "us_p20",
-    "us_p80",
-    "gbps",
-    "percent_of_ceiling",
-    "speedup_vs_eager",
-    "speedup_vs_paper_eager",
-    "host_us",
-    "peak_mem_mb",
-    "method",
-}
-
-
-TINY = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x6x5/g4", "--seconds", "0.001"]
+    "case", "direction", "dtype", "layout", "provider", "form", "error", "us_p50", "us_p20", "us_p80", "gbps",
+    "percent_of_ceiling", "speedup_vs_eager", "speedup_vs_paper_eager", "host_us", "peak_mem_mb", "method",
+}  # fmt: skip
+TINY = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x6x5/g4", "--seconds", "1e-6"]
 
 
 def rows_of(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
+@pytest.mark.slow  # measures in two memory formats and draws a picture
 def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, picture = tmp_path / "b.json", tmp_path / "b.png"
     layouts = [word for layout in cases.LAYOUTS for word in ("--layout", layout)]
@@ -53,6 +34,7 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     result = json.loads(out.read_text())
     assert set(result) == {"device", "threads", "torch", "triton", "commit", "date", "rows"}
     assert result["torch"] == torch.__version__
+    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == list(directions.DEFAULT)
     forward = ["copy", "eager", "paper-eager", "vectorised", "fused[torch]", "fused[torch]+norm"]
     for layout in cases.LAYOUTS:
         assert [row["provider"] for row in rows_of(result, layout=layout, direction="forward")] == forward
@@ -80,12 +62,12 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_backward_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backward_before_forward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b.json"
-    every = [word for direction in directions.DIRECTIONS for word in ("--direction", direction)]
-    assert cli.main([*TINY, *every, "--verbose", "--json", str(out)]) == 0
+    chosen = ["--direction", "backward", "--direction", "forward"]
+    assert cli.main([*TINY, *chosen, "--verbose", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
-    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == list(directions.DIRECTIONS)
+    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == ["backward", "forward"]
     backward = rows_of(result, direction="backward")
     names = ["add", "eager", "paper-eager", "vectorised", "fused[torch]"]
     assert [row["provider"] for row in backward] == names
@@ -94,16 +76,6 @@ def test_backward_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for row in backward:
         assert row["gbps"] == pytest.approx(moved / row["us_p50"] / 1e3, rel=0.01, abs=0.011)
     assert "backward: the second half" in capsys.readouterr().out
-
-
-def test_default_and_chosen_directions(tmp_path: Path) -> None:
-    out = tmp_path / "b.json"
-    for words, measured in (
-        ([], ["forward", "forward+backward", "train-norm"]),
-        (["--direction", "backward", "--direction", "forward"], ["backward", "forward"]),
-    ):
-        assert cli.main([*TINY, *words, "--json", str(out)]) == 0
-        assert list(dict.fromkeys(row["direction"] for row in json.loads(out.read_text())["rows"])) == measured
 
 
 def test_chosen_providers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +126,7 @@ def test_bench_times_no_wrong_provider(
     assert f"refusing at 2x16x6x5/g4 forward float32 nchw: {failed['error']}" in printed
 
 
+@pytest.mark.slow  # imports PyTorch's compiler
 def test_cases_of_the_authors_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +142,7 @@ def test_cases_of_the_authors_form(
     monkeypatch.setattr(bench, "providers", without_compiler)
     out = tmp_path / "b.json"
     arguments = ["--case", "upstream-eval", "--case", "upstream-train", "--json", str(out)]
-    assert cli.main(["bench", "--device", "cpu", "--backend", "torch", "--seconds", "0.001", *arguments]) == 0
+    assert cli.main(["bench", "--device", "cpu", "--backend", "torch", "--seconds", "1e-6", *arguments]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert list(dict.fromkeys((row["direction"], row["case"]) for row in rows)) == [
         (direction, case) for direction in ("forward", "train-norm") for case in ("2x8x5x4/g2", "1x6x4x4/g3")
@@ -191,7 +164,7 @@ def test_the_interpreter_is_timed_only_when_asked_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench.devices.backends, "triton_problem", lambda: None)
     monkeypatch.setattr(bench.devices.backends, "interpreting", lambda: True)
     monkeypatch.setattr(bench.devices.backends, "why_not_cpp", lambda device: None)
-    case = ["bench", "--device", "cpu", "--case", "1x2x3x3/g1", "--seconds", "0.001"]
+    case = ["bench", "--device", "cpu", "--case", "1x2x3x3/g1", "--seconds", "1e-6"]
     assert cli.main(case) == 0
     assert cli.main([*case, "--backend", "triton"]) == 0
     assert seen == [["cpp", "torch"], ["triton"]]
