@@ -184,6 +184,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> str:
     return "overlapping"
 
 
+@pytest.mark.slow  # six launches in the interpreter
 def test_a_wrong_candidate_is_noticed(wrong: str, device: str) -> None:
     for layout in ("nchw", "channels_last"):
         found = dict(agreement.verdicts(configs.Target(TINY, "forward", "float16", layout), torch.device(device)))
@@ -246,6 +247,7 @@ def test_published_figures_are_left_alone(capsys: pytest.CaptureFixture[str]) ->
     assert "choose another --output" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # runs each kernel in the interpreter
 @pytest.mark.parametrize("direction", configs.DIRECTIONS)
 def test_every_direction_agrees_with_itself(direction: str, device: str) -> None:
     target = configs.Target("2x4x3x3/g2", direction, "float16", "nchw")

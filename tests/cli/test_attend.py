@@ -111,6 +111,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "o.png").exists()
 
 
+@pytest.mark.slow  # draws a picture
 def test_demo_needs_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo.png"
     assert cli.main(["attend", "--demo", "--size", "96", "-o", str(out), "--device", "cpu"]) == 0
@@ -172,6 +173,7 @@ def test_an_enlarged_map_covers_the_picture() -> None:
     assert shown[48:].max() == shown[:, :176].max() == 0
 
 
+@pytest.mark.slow  # draws two pictures
 @pytest.mark.parametrize(("attention", "wrapped"), [("paper", False), ("upstream", True)])
 def test_a_networks_maps_lie_over_what_it_saw(
     attention: str, wrapped: bool, spot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -232,6 +234,7 @@ def test_without_a_checkpoint_the_weights_are_random_and_say_so(
     assert lines_of(printed[2])[4:7] != lines[4:7]
 
 
+@pytest.mark.slow  # draws a picture
 def test_a_checkpoint_of_the_backbone_leaves_ulsams_random_and_says_so(
     spot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

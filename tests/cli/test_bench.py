@@ -62,6 +62,7 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow  # measures five providers in two directions
 def test_backward_before_forward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b.json"
     chosen = ["--direction", "backward", "--direction", "forward"]

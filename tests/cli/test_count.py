@@ -143,6 +143,7 @@ def test_markdown_joins_what_is_printed_alike_and_stands_in_the_page_of_figures(
     assert page.split(BEGIN)[1].split(END)[0] == text
 
 
+@pytest.mark.slow  # traces six modules
 def test_attention_modules_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["module"]: row for row in run_to_json(["--modules"], tmp_path)["modules"]}
     assert "convolutions" in capsys.readouterr().out
@@ -161,6 +162,7 @@ def test_attention_modules_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows["ULSAM"]["macs"] / 1e6 == pytest.approx(float(theirs["macs_M"]), abs=0.05)
 
 
+@pytest.mark.slow  # counts two networks
 @pytest.mark.parametrize("attention", ["paper", "upstream"])
 def test_ones_own_model(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "mobilenet_v2", "--insert", "17=4,5=2", "--replace", "14=8", "--attention", attention]

@@ -146,6 +146,7 @@ def test_stopped_and_resumed_in_another_process_it_is_the_same_bit_for_bit(
     _same_training(tmp_path, straight.output)
 
 
+@pytest.mark.slow  # two trainings, for each moment
 @pytest.mark.parametrize(("when", "saved"), [("0:1:4", (1, 5)), ("0:test", (0, 5))])
 def test_stopped_by_sigterm_after_a_last_step_and_resumed_it_is_the_same_bit_for_bit(
     data: Path, tmp_path: Path, straight: Straight, when: str, saved: tuple[int, int],
@@ -162,6 +163,7 @@ def test_stopped_by_sigterm_after_a_last_step_and_resumed_it_is_the_same_bit_for
     _same_training(tmp_path, straight.output)
 
 
+@pytest.mark.slow  # three trainings
 def test_another_seed_is_another_training(data: Path, tmp_path: Path) -> None:
     models = []
     for output, seed in (("first", 0), ("again", 0), ("other", 1)):
@@ -200,6 +202,7 @@ def test_broken_images_are_named_and_too_many_end_the_training(
     assert row["broken"] == "1"
 
 
+@pytest.mark.slow  # a training for each type
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_and_the_other_options_train(data: Path, tmp_path: Path, amp: str) -> None:
     more = ["--amp", amp, "--epochs", "1", "--limit-steps", "2", "--no-norm-decay", "--label-smoothing", "0.1",
