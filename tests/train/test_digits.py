@@ -1,6 +1,7 @@
 """The example with scikit-learn's digits, shortened: in one process and in two."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -37,10 +38,23 @@ def test_fused_layers_train_as_the_reference_does(digits: ModuleType, capsys: py
     assert "\nproven: 9" in printed
 
 
-@pytest.mark.slow  # the same by torchrun, which starts two processes that import PyTorch
+TOGETHER = """
+import sys
+import digits
+import torch._dynamo  # else each process imports it
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+codes = elastic_launch(config, digits.main)(sys.argv[1:])
+sys.exit(max(codes.values()))
+"""
+"""What torchrun does, but that its processes do not each import PyTorch."""
+
+
+@pytest.mark.slow  # the same by a process that imports PyTorch, and two children
 def test_two_processes_train_as_one_does() -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    printed = run_python([*launcher, str(EXAMPLE), *SHORT], ROOT, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    path = os.pathsep.join(map(str, (ROOT, EXAMPLE.parent)))
+    printed = run_python(["-c", TOGETHER, *SHORT], ROOT, {"OMP_NUM_THREADS": "1", "PYTHONPATH": path})
     assert "2 processes against one, 8 steps" in printed
     assert "\nproven: 9" in printed
 
