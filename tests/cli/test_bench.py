@@ -20,18 +20,23 @@ ROW_KEYS = {
 TINY = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x6x5/g4", "--seconds", "1e-6"]
 
 
+def run_to_json(words: list[str], tmp_path: Path, status: int = 0) -> dict[str, Any]:
+    """What `bench` writes, ending with this status."""
+    assert cli.main([*words, "--json", str(tmp_path / "b.json")]) == status
+    found: dict[str, Any] = json.loads((tmp_path / "b.json").read_text())
+    return found
+
+
 def rows_of(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
 @pytest.mark.slow  # measures in two memory formats and draws a picture
 def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, picture = tmp_path / "b.json", tmp_path / "b.png"
+    picture = tmp_path / "b.png"
     layouts = [word for layout in cases.LAYOUTS for word in ("--layout", layout)]
-    arguments = ["--verbose", *layouts, "--json", str(out), "--plot", str(picture)]
-    assert cli.main(TINY + arguments) == 0
+    result = run_to_json([*TINY, "--verbose", *layouts, "--plot", str(picture)], tmp_path)
     printed = capsys.readouterr()
-    result = json.loads(out.read_text())
     assert set(result) == {"device", "threads", "torch", "triton", "commit", "date", "rows"}
     assert result["torch"] == torch.__version__
     assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == list(directions.DEFAULT)
@@ -64,10 +69,7 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.slow  # measures five providers in two directions
 def test_backward_before_forward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "b.json"
-    chosen = ["--direction", "backward", "--direction", "forward"]
-    assert cli.main([*TINY, *chosen, "--verbose", "--json", str(out)]) == 0
-    result = json.loads(out.read_text())
+    result = run_to_json([*TINY, "--direction", "backward", "--direction", "forward", "--verbose"], tmp_path)
     assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == ["backward", "forward"]
     backward = rows_of(result, direction="backward")
     names = ["add", "eager", "paper-eager", "vectorised", "fused[torch]"]
@@ -80,10 +82,8 @@ def test_backward_before_forward(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_chosen_providers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "b.json"
     chosen = ["--provider", "fused[torch]", "--provider", "eager"]
-    assert cli.main([*TINY, *chosen, "--direction", "forward", "--json", str(out)]) == 0
-    rows = json.loads(out.read_text())["rows"]
+    rows = run_to_json([*TINY, *chosen, "--direction", "forward"], tmp_path)["rows"]
     assert [row["provider"] for row in rows] == ["copy", "eager", "fused[torch]"]
     assert cli.main([*TINY, "--provider", "quick"]) == 2
     assert "--provider must be one of eager, paper-eager" in capsys.readouterr().err
@@ -112,9 +112,7 @@ def test_bench_times_no_wrong_provider(
 
     monkeypatch.setattr(timing, "wall_clock", watch)
     monkeypatch.setattr(bench, "providers", with_wrong_ones)
-    out = tmp_path / "b.json"
-    assert cli.main([*TINY, "--direction", "forward", "--json", str(out)]) == 1
-    result = json.loads(out.read_text())
+    result = run_to_json([*TINY, "--direction", "forward"], tmp_path, status=1)
     (wrong,), (failed,) = rows_of(result, provider="identity"), rows_of(result, provider="refusing")
     assert wrong["error"].startswith("wrong: y-x is off by 1.0e+00")
     assert failed["error"] == "failed: RuntimeError: no such kernel"
@@ -141,10 +139,8 @@ def test_cases_of_the_authors_form(
     all_of_them = providers.providers(["torch"], compiled=True)
     original = {p.name: p for p in all_of_them}
     monkeypatch.setattr(bench, "providers", without_compiler)
-    out = tmp_path / "b.json"
-    arguments = ["--case", "upstream-eval", "--case", "upstream-train", "--json", str(out)]
-    assert cli.main(["bench", "--device", "cpu", "--backend", "torch", "--seconds", "1e-6", *arguments]) == 0
-    rows = json.loads(out.read_text())["rows"]
+    words = ["bench", "--device", "cpu", "--backend", "torch", "--seconds", "1e-6"]
+    rows = run_to_json([*words, "--case", "upstream-eval", "--case", "upstream-train"], tmp_path)["rows"]
     assert list(dict.fromkeys((row["direction"], row["case"]) for row in rows)) == [
         (direction, case) for direction in ("forward", "train-norm") for case in ("2x8x5x4/g2", "1x6x4x4/g3")
     ]
