@@ -13,17 +13,18 @@ from ulsam_fused.bench import networks
 from ulsam_fused.cli import bench
 
 TINY = [
-    "bench", "--model", "mobilenet_v2", "--width", "0.35", "--batch", "2", "--size", "32", "--device", "cpu",
-    "--backend", "torch", "--seconds", "0.001",
+    "bench", "--model", "mobilenet_v1", "--width", "0.25", "--batch", "2", "--size", "32", "--device", "cpu",
+    "--backend", "torch", "--seconds", "1e-6",
 ]  # fmt: skip
 
 
+@pytest.mark.slow  # times three networks in two directions
 @pytest.mark.parametrize("attention", ["paper", "upstream"])
 def test_rows_and_table(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.json"
-    assert cli.main([*TINY, "--attention", attention, "--insert", "14=4", "--replace", "17=2", "--json", str(out)]) == 0
+    assert cli.main([*TINY, "--attention", attention, "--insert", "9=4", "--replace", "11=2", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
-    assert "after layer 14 (g=4)" in result["model"]
+    assert "after layer 9 (g=4)" in result["model"]
     assert [(row["direction"], row["provider"]) for row in result["rows"]] == [
         (direction, name)
         for direction in ("forward", "forward+backward")
@@ -40,14 +41,14 @@ def test_rows_and_table(attention: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_same_weights_everywhere() -> None:
-    args = _arguments("--insert", "14=4", "--attention", "upstream")
+    args = _arguments("--insert", "9=4", "--attention", "upstream")
     found = networks.models(args, ["torch"], torch.device("cpu"))
-    vanilla, eager, fused = found.values()
-    for key, t in fused.state_dict().items():
-        assert torch.equal(t, eager.state_dict()[key])
-        assert key not in vanilla.state_dict() or torch.equal(t, vanilla.state_dict()[key])
-    assert len(vanilla.state_dict()) < len(fused.state_dict()) == len(eager.state_dict())
-    assert not any(isinstance(module, modules.ULSAM) for module in eager.modules())
+    vanilla, eager, fused = (model.state_dict() for model in found.values())
+    for key, t in fused.items():
+        assert torch.equal(t, eager[key])
+        assert key not in vanilla or torch.equal(t, vanilla[key])
+    assert len(vanilla) < len(fused) == len(eager)
+    assert not any(isinstance(module, modules.ULSAM) for module in found["eager"].modules())
 
 
 @pytest.mark.parametrize("attention", ["paper", "upstream"])

@@ -51,6 +51,7 @@ def test_providers_compute_their_form(num_splits: int, layout: str, training: bo
             assert y.stride() == x.stride() or provider.name in ("eager", "paper-eager")
 
 
+@pytest.mark.slow  # imports PyTorch's compiler
 def test_a_compiled_provider_leaves_the_plain_one_alone() -> None:
     found = {provider.name: provider for provider in providers.providers([], compiled=True)}
     assert list(found) == ["eager", "paper-eager", "vectorised", "eager+compile", "vectorised+compile"]

@@ -1,44 +1,38 @@
 """What stands in benchmarks/: figures come from files, counts from operators, and nothing is measured without a GPU."""
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from benchmarks.published import plots
-from tests.helpers.processes import ROOT
+from benchmarks import bytes_moved
+from benchmarks.published import plots, tables
+from tests.helpers.processes import ROOT, run_main
 
-TABLES = [sys.executable, "-m", "benchmarks.published.tables"]
-PAGES = ["README.md", "docs/figures.md"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+PAGES = {"README": "README.md", "FIGURES": "docs/figures.md"}
+RESULTS = "benchmarks/results"
 
 
 def test_pages_show_what_was_measured() -> None:
-    done = subprocess.run([*TABLES, "--check"], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_main(tables, "--check") == 0
 
 
 def test_pictures_show_what_was_measured() -> None:
-    assert plots.problems(ROOT / "benchmarks" / "results") == []
+    assert plots.problems(ROOT / RESULTS) == []
 
 
 @pytest.fixture
-def copied(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Both pages and benchmarks/ alone, to be changed."""
-    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+def copied(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A folder with a copy of both pages and all results, which the script takes for the repository."""
+    shutil.copytree(ROOT / RESULTS, tmp_path / RESULTS)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / RESULTS)
     (tmp_path / "docs").mkdir()
-    for page in PAGES:
+    for name, page in PAGES.items():
         shutil.copy(ROOT / page, tmp_path / page)
+        monkeypatch.setattr(tables, name, tmp_path / page)
     return tmp_path
-
-
-def tables(folder: pathlib.Path, *options: str) -> int:
-    return subprocess.run([*TABLES, *options], capture_output=True, env=ENVIRONMENT, cwd=folder).returncode
 
 
 @pytest.mark.parametrize(("page", "figure"), [("README.md", " times**"), ("docs/figures.md", "×)")])
@@ -46,13 +40,13 @@ def test_a_changed_figure_is_noticed(copied: pathlib.Path, page: str, figure: st
     text = (copied / page).read_text()
     assert figure in text
     (copied / page).write_text(text.replace(figure, "9" + figure, 1))
-    assert tables(copied, "--check") == 1
+    assert run_main(tables, "--check") == 1
 
 
 def test_a_missing_gpu_is_said() -> None:
     """In both pages, as long as there are no figures of one."""
-    measured = any(not path.name.startswith("cpu-") for path in plots.published(ROOT / "benchmarks" / "results"))
-    readme, figures = ((ROOT / page).read_text() for page in PAGES)
+    measured = any(not path.name.startswith("cpu-") for path in plots.published(ROOT / RESULTS))
+    readme, figures = ((ROOT / page).read_text() for page in PAGES.values())
     assert ("Times on a GPU are not measured yet" in readme) != measured
     assert ("No figure in this repository was taken on a GPU" in figures) != measured
     assert ("median microseconds on the device" in figures) == measured
@@ -60,14 +54,14 @@ def test_a_missing_gpu_is_said() -> None:
 
 def test_a_changed_file_is_noticed(copied: pathlib.Path) -> None:
     """In both pages, and in every picture of it."""
-    assert plots.problems(copied / "benchmarks" / "results") == []
-    paths = (copied / "benchmarks" / "results").glob("cpu-*.json")
+    assert plots.problems(copied / RESULTS) == []
+    paths = (copied / RESULTS).glob("cpu-*.json")
     path = max(paths, key=lambda path: json.loads(path.read_text())["date"])  # the pages show the newest
     result = json.loads(path.read_text())
     row = next(row for row in result["rows"] if row["provider"] == "fused[torch]")
     row["us_p50"] *= 2
     path.write_text(json.dumps(result))
-    assert tables(copied, "--check") == 1
+    assert run_main(tables, "--check") == 1
     kinds = plots.wanted(result)
     assert {"speed-of-light", "speedup"} <= set(kinds)
     assert plots.problems(path.parent) == [
@@ -76,13 +70,11 @@ def test_a_changed_file_is_noticed(copied: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("num_splits", ["1", "4"])
-def test_bytes_that_eager_moves(num_splits: str) -> None:
+def test_bytes_that_eager_moves(num_splits: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The page shows what is counted: operators, and bytes over the fewest possible."""
     expected = {"1": ["13", "10.0x", "14", "10.7x"], "4": ["49", "10.0x", "53", "10.7x"]}
-    command = [sys.executable, "-m", "benchmarks.bytes_moved", "--num-splits", num_splits]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    counted = {line[:37].strip(): line[37:].split() for line in done.stdout.splitlines()[3:]}
+    run_main(bytes_moved, "--num-splits", num_splits)
+    counted = {line[:37].strip(): line[37:].split() for line in capsys.readouterr().out.splitlines()[3:]}
     assert counted["authors' module, training"] == expected[num_splits]
     page = (ROOT / "docs" / "figures.md").read_text()
     for name, cells in counted.items():
@@ -111,9 +103,9 @@ def gpu_result() -> dict[str, Any]:
 
 
 def test_figures_of_a_gpu_would_be_shown(copied: pathlib.Path) -> None:
-    (copied / "benchmarks" / "results" / "nvidia-h0.json").write_text(json.dumps(gpu_result()))
-    assert tables(copied) == 0
-    readme, figures = ((copied / page).read_text() for page in PAGES)
+    (copied / RESULTS / "nvidia-h0.json").write_text(json.dumps(gpu_result()))
+    assert run_main(tables) == 0
+    readme, figures = ((copied / page).read_text() for page in PAGES.values())
     assert "| 2x8x4x4/g2 | nchw | 10.0: 8.0× / 2.0×, 81 % | – | – | – | 14 |" in figures
     for kind in plots.KINDS:
         assert f"](../benchmarks/results/nvidia-h0-{kind}.png)" in figures
@@ -121,9 +113,10 @@ def test_figures_of_a_gpu_would_be_shown(copied: pathlib.Path) -> None:
     assert "runs forward **5.0 to 5.0 times** as fast as in eager PyTorch (float16, NVIDIA H0; " in readme
     assert "a GPU are not measured" not in readme
     assert "was taken on a GPU" not in figures
-    assert tables(copied, "--check") == 0
+    assert run_main(tables, "--check") == 0
 
 
+@pytest.mark.slow  # draws three pictures
 def test_pictures(tmp_path: pathlib.Path) -> None:
     """Drawn anew they belong to their file, whatever matplotlib drew them; and each is a picture of something."""
     path = tmp_path / "nvidia-h0.json"

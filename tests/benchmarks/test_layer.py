@@ -1,49 +1,16 @@
 """benchmarks/test_layer.py under pytest-benchmark: files, comparisons, and a GPU's clock. No test looks at a time."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.helpers.processes import ROOT
+from tests.helpers.processes import ROOT, run_python
 
-# in the workers of pytest-xdist, which this variable tells of, pytest-benchmark keeps no files
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
-ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-
-
-def benchmarks(folder: pathlib.Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-enable"]
-    command += ["--benchmark-max-time=0.001", "--benchmark-min-rounds=1", f"--benchmark-storage=file://{folder}"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def saved(folder: pathlib.Path) -> dict[str, dict]:
-    (file,) = folder.rglob("*.json")
-    return {found["name"]: found for found in json.loads(file.read_text())["benchmarks"]}
-
-
-def test_times_are_kept_and_compared(tmp_path: pathlib.Path) -> None:
-    layer = str(ROOT / "benchmarks" / "test_layer.py")
-    printed = benchmarks(tmp_path, layer, "-k", "8x160x7x7 or host", "--benchmark-autosave")
-    assert "15 passed" in printed
-    found = saved(tmp_path)
-    assert len(found) == 15
-    for benchmark in found.values():
-        assert {"device", "torch", "triton", "commit"} <= set(benchmark["extra_info"])
-    names = {(b["group"], b["params"]["name"]) for b in found.values() if b["params"]}
-    groups = {f"8x160x7x7/g4 {direction} float32 nchw" for direction in ("forward", "forward+backward", "train-norm")}
-    assert {group for group, _ in names} == groups
-    assert ("8x160x7x7/g4 train-norm float32 nchw", "fused[torch]+norm") in names
-    printed = benchmarks(tmp_path, layer, "-k", "host", "--benchmark-compare")
-    assert "test_host_latency (NOW)" in printed
-    assert "test_host_latency (0001_" in printed
-
+pytestmark = [
+    pytest.mark.slow,  # a process that imports PyTorch and runs pytest twice
+    pytest.mark.xdist_group("pytest-benchmark"),
+]
 
 ON_A_GPU = """
 import pytest
@@ -61,15 +28,55 @@ def test_device(benchmark, monkeypatch, capturing):
     assert set(called) == set(range(10))
 """
 
+RUNS = "import json, sys, pytest; sys.exit(max([pytest.main(words) for words in json.loads(sys.argv[1])]))"
 
-def test_times_are_a_gpus_own(tmp_path: pathlib.Path) -> None:
-    """A sweep over 10 input sets that takes 3 ms of the device is a round of 0.3 ms, whatever the host took."""
-    test, folder = tmp_path / "test_device.py", tmp_path / "saved"
+
+class Benchmarks(NamedTuple):
+    printed: str
+    saved: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Benchmarks:
+    """Of one size, of the host and of a false GPU, saved; then of the host once more, compared."""
+    layer, test = ROOT / "benchmarks" / "test_layer.py", tmp_path_factory.mktemp("test") / "test_device.py"
     test.write_text(ON_A_GPU)
-    benchmarks(folder, str(test), "--benchmark-autosave", "--rootdir", str(tmp_path))
-    found = saved(folder)
-    assert [b["extra_info"]["method"] for b in found.values()] == ["graph replay, cold", "events, host included"]
-    for benchmark in found.values():
+    folder = tmp_path_factory.mktemp("saved")
+    options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--benchmark-enable"]
+    options += ["--benchmark-max-time=0.001", "--benchmark-min-rounds=1", f"--benchmark-storage=file://{folder}"]
+    runs = [
+        [*options, str(layer), str(test), "-k", "8x160x7x7 or host or device", "--benchmark-autosave"],
+        [*options, str(layer), "-k", "host", "--benchmark-compare"],
+    ]
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        # in the workers of pytest-xdist, which this variable tells of, pytest-benchmark keeps no files
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        printed = run_python(["-c", RUNS, json.dumps(runs)], ROOT, environment)
+    (file,) = folder.rglob("*.json")
+    return Benchmarks(printed, {found["name"]: found for found in json.loads(file.read_text())["benchmarks"]})
+
+
+def test_times_are_kept_and_compared(benchmarks: Benchmarks) -> None:
+    found = [benchmark for name, benchmark in benchmarks.saved.items() if not name.startswith("test_device")]
+    assert len(found) == 15
+    for benchmark in found:
+        assert {"device", "torch", "triton", "commit"} <= set(benchmark["extra_info"])
+    names = {(b["group"], b["params"]["name"]) for b in found if b["params"]}
+    groups = {f"8x160x7x7/g4 {direction} float32 nchw" for direction in ("forward", "forward+backward", "train-norm")}
+    assert {group for group, _ in names} == groups
+    assert ("8x160x7x7/g4 train-norm float32 nchw", "fused[torch]+norm") in names
+    first, second = benchmarks.printed.split("17 passed")
+    assert "(NOW)" not in first
+    assert "test_host_latency (NOW)" in second
+    assert "test_host_latency (0001_" in second
+
+
+def test_times_are_a_gpus_own(benchmarks: Benchmarks) -> None:
+    """A sweep over 10 input sets that takes 3 ms of the device is a round of 0.3 ms, whatever the host took."""
+    found = [benchmark for name, benchmark in benchmarks.saved.items() if name.startswith("test_device")]
+    assert [b["extra_info"]["method"] for b in found] == ["graph replay, cold", "events, host included"]
+    for benchmark in found:
         stats = benchmark["stats"]
         assert (stats["rounds"], stats["iterations"]) == (7, 1)
         assert (stats["min"], stats["median"], stats["max"]) == pytest.approx((3e-4, 3e-4, 3e-4))

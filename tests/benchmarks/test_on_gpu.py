@@ -3,31 +3,28 @@
 import argparse
 import itertools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks import on_cpu, on_gpu, parts, sizes
-from tests.helpers.processes import ROOT
+from benchmarks import on_cpu, on_gpu, parts, sizes, warm_up
+from tests.helpers.processes import ROOT, run_main, run_python
 from ulsam_fused.bench.cases import LAYOUTS
 from ulsam_fused.bench.directions import DIRECTIONS
 from ulsam_fused.bench.providers import providers
 from ulsam_fused.bench.workload import check_case
 from ulsam_fused.cli import bench
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
-
-def test_nothing_is_measured_without_a_gpu(tmp_path: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.on_gpu", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 2
-    assert "no GPU is available" in done.stderr
+def test_nothing_is_measured_without_a_gpu(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        run_main(on_gpu, "--output", tmp_path)
+    assert "no GPU is available" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -71,7 +68,6 @@ class Machine:
         self.failing, self.commands, self.script = failing, [], script
         monkeypatch.setattr(parts, "run", self.run)
         monkeypatch.setattr(on_gpu.torch.cuda, "is_available", lambda: True)
-        self.monkeypatch = monkeypatch
 
     def run(self, command: list[str], log: pathlib.Path, seconds: float) -> tuple[int, str]:
         self.commands.append(command)
@@ -83,10 +79,8 @@ class Machine:
             pathlib.Path(command[command.index("--json") + 1]).write_text(json.dumps(result))
         return int(any(name in " ".join(command) for name in self.failing)), "the last line"
 
-    def main(self, *arguments: str) -> int:
-        self.monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
-        status: int = self.script.main()
-        return status
+    def main(self, *arguments: object) -> int | None:
+        return run_main(self.script, *arguments)
 
 
 def kind(command: list[str]) -> str:
@@ -98,7 +92,7 @@ def kind(command: list[str]) -> str:
 def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test file, then the check, then kernels are compiled, then the benchmarks, whose rows come together."""
     machine = Machine(monkeypatch)
-    assert machine.main("--output", str(tmp_path), "--commit", "0123abc") == 0
+    assert machine.main("--output", tmp_path, "--commit", "0123abc") == 0
     tested = [(pathlib.Path(command[-1]), command[-2]) for command in machine.commands if "pytest" in command]
     wanted = [(ROOT / "tests" / name, f"{i}/{count}") for name, count in on_gpu.TESTS.items() for i in range(count)]
     assert sorted(tested) == sorted(wanted)
@@ -115,16 +109,20 @@ def test_one_call_on_a_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
     ]  # fmt: skip
 
 
-def test_parts_of_a_test_file_are_all_of_it() -> None:
-    def collected(*options: str) -> list[str]:
-        file = str(ROOT / "tests" / "kernels" / "gpu" / "test_config.py")
-        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *options, file]
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [line for line in done.stdout.splitlines() if "::" in line]
+COLLECT = """
+import sys, pytest
+for part in (None, "0/3", "1/3", "2/3"):
+    print("part")
+    options = ["--shard", part] if part else []
+    assert pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *options, *sys.argv[1:]]) == 0
+"""
 
-    shards = [collected("--shard", f"{i}/3") for i in range(3)]
-    assert sorted(itertools.chain(*shards)) == sorted(collected())
+
+@pytest.mark.slow  # a process that imports PyTorch
+def test_parts_of_a_test_file_are_all_of_it() -> None:
+    printed = run_python(["-c", COLLECT, "tests/train/test_checkpoint.py"], ROOT, {"PYTHONPATH": str(ROOT)})
+    _, whole, *shards = ([line for line in text.splitlines() if "::" in line] for text in printed.split("part\n"))
+    assert sorted(itertools.chain(*shards)) == sorted(whole)
     assert min(map(len, shards)) > 1
 
 
@@ -142,9 +140,9 @@ def test_nothing_is_measured_after_a_failure(
     failing: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(monkeypatch, failing)
-    assert machine.main("--output", str(tmp_path)) == 1
+    assert machine.main("--output", tmp_path) == 1
     assert not any("bench" in command for command in machine.commands)
-    assert machine.main("--output", str(tmp_path), "--keep-going") == 1
+    assert machine.main("--output", tmp_path, "--keep-going") == 1
     assert sum("bench" in command for command in machine.commands) == 4
 
 
@@ -154,7 +152,7 @@ def test_what_was_measured_before_the_time_was_out_is_kept(
     machine = Machine(monkeypatch)
     clock = iter([0.0, 100.0, 300.0, 450.0, 530.0])
     monkeypatch.setattr(parts.time, "monotonic", lambda: next(clock))
-    assert machine.main("--output", str(tmp_path), "--skip-tests", "--quick") == 1
+    assert machine.main("--output", tmp_path, "--skip-tests", "--quick") == 1
     (file,) = tmp_path.glob("*.json")
     assert [row["dtype"] for row in json.loads(file.read_text())["rows"]] == ["float16", "float32"]
     assert "bench bfloat16: out of time" in capsys.readouterr().out
@@ -162,7 +160,7 @@ def test_what_was_measured_before_the_time_was_out_is_kept(
 
 def test_one_call_on_a_cpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, script=on_cpu)
-    assert machine.main("--output", str(tmp_path)) == 0
+    assert machine.main("--output", tmp_path) == 0
     assert [kind(command) for command in machine.commands] == ["bench", "bench"]
     (file,) = tmp_path.glob("*.json")
     assert len(json.loads(file.read_text())["rows"]) == 2
@@ -171,7 +169,6 @@ def test_one_call_on_a_cpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
 def test_warming_up_calls_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """In each type and memory format, at both batches: inference, and what gradients take."""
     called: list[tuple[Any, ...]] = []
-    from benchmarks import warm_up
 
     def call(module: Any, inputs: Any, direction: str) -> Any:
         ((x, _),) = inputs
@@ -179,6 +176,5 @@ def test_warming_up_calls_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda i: None
 
     monkeypatch.setattr(warm_up.calls, "call", call)
-    monkeypatch.setattr(sys, "argv", ["warm_up.py", "2x4x3x3/g2", "cpu"])
-    warm_up.main()
+    run_main(warm_up, "2x4x3x3/g2", "cpu")
     assert len(called) == len(set(called)) == 4 * 3 * 2 * 2  # paper: 2 directions, authors: 2; types; formats; batches

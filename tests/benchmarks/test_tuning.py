@@ -5,7 +5,6 @@ import itertools
 import json
 import pathlib
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from benchmarks import parts, sizes
 from benchmarks.published import plots, schema
 from benchmarks.tuning import agreement, calls, candidates, configs, processes, table, timing
 from tests.helpers.fake_gpu import FakeGpu
-from tests.helpers.processes import ROOT
+from tests.helpers.processes import ROOT, run_main
 
 pytest.importorskip("triton")
 
@@ -185,6 +184,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> str:
     return "overlapping"
 
 
+@pytest.mark.slow  # six launches in the interpreter
 def test_a_wrong_candidate_is_noticed(wrong: str, device: str) -> None:
     for layout in ("nchw", "channels_last"):
         found = dict(agreement.verdicts(configs.Target(TINY, "forward", "float16", layout), torch.device(device)))
@@ -206,21 +206,13 @@ def test_a_failing_candidate_is_told(wrong: str, device: str, monkeypatch: pytes
     assert found == {"chosen": None, wrong: "failed: RuntimeError: out of resources", "128 registers": None}
 
 
-def main(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["candidates.py", *map(str, arguments)])
-    status: int = candidates.main()
-    return status
-
-
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tries the script in the interpreter")
 
 
 @interpreted
-def test_a_dry_run(
-    wrong: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run(wrong: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--device", "cpu", "--case", TINY, "--direction", "forward", "--layout", "nchw", "--commit", "0123abc")
-    assert main(monkeypatch, "--output", tmp_path / "out", *options) == 0
+    assert run_main(candidates, "--output", tmp_path / "out", *options) == 0
     (path,) = (tmp_path / "out").glob("*.json")
     assert path.name.startswith("candidates-cpu-")
     result = json.loads(path.read_text())
@@ -243,20 +235,19 @@ def test_a_dry_run(
 
 
 @interpreted
-def test_without_time_nothing_is_measured(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(monkeypatch, "--output", tmp_path, "--device", "cpu", "--case", TINY, "--seconds", 0) == 1
+def test_without_time_nothing_is_measured(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(candidates, "--output", tmp_path, "--device", "cpu", "--case", TINY, "--seconds", 0) == 1
     assert "no time was left for 8 targets" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_published_figures_are_left_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_figures_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(monkeypatch, "--output", ROOT / "benchmarks" / "results")
+        run_main(candidates, "--output", ROOT / "benchmarks" / "results")
     assert "choose another --output" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # runs each kernel in the interpreter
 @pytest.mark.parametrize("direction", configs.DIRECTIONS)
 def test_every_direction_agrees_with_itself(direction: str, device: str) -> None:
     target = configs.Target("2x4x3x3/g2", direction, "float16", "nchw")
@@ -275,6 +266,7 @@ def test_every_direction_agrees_with_itself(direction: str, device: str) -> None
         assert agreement.disagreement(results | {name: t * float("nan")}, results) is not None
 
 
+@pytest.mark.slow  # a process that imports PyTorch and Triton
 def test_judged_in_another_process(tmp_path: pathlib.Path, device: str) -> None:
     target = configs.Target("1x2x2x2/g1", "forward", "float16", "nchw")
     names = list(calls.candidates(target, torch.device(device)))

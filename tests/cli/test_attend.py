@@ -43,8 +43,9 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "picture.png"
 
 
+@pytest.mark.slow  # draws two pictures
 @pytest.mark.parametrize("num_splits", [1, 4])
-def test_attend_draws_a_panel_for_each_subspace(
+def test_attend_draws_a_panel_for_each_subspace_and_prints_what_the_maps_really_are(
     num_splits: int, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.png"
@@ -53,23 +54,16 @@ def test_attend_draws_a_panel_for_each_subspace(
     lines = lines_of(capsys.readouterr().out)
     assert lines[-1] == str(out)
     assert lines[0] == f"picture 128 x 96, {num_splits} maps of 32 x 24, backend torch on cpu"
+    assert "untrained" in lines[1]
     found = panels(out)
     assert len(found) == num_splits + 1
     for i, one in enumerate(found):
         for other in found[i + 1 :]:
             width = min(one.shape[1], other.shape[1])
             assert abs(one[:, :width] - other[:, :width]).max() > 0.3  # of 1
-
-
-def test_attend_prints_what_the_maps_really_are(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["attend", str(picture), "-o", str(tmp_path / "o.png"), "--size", "128", "--device", "cpu"]) == 0
-    lines = lines_of(capsys.readouterr().out)
-    assert "untrained" in lines[1]
-    maps = attend.attend(attend.read(picture, 128), 4, 0, "reference")
-    assert maps.sum((1, 2)).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
-    for line, a in zip(lines[3:7], maps, strict=True):
+    maps = attend.attend(attend.read(picture, 128), num_splits, 0, "reference")
+    assert maps.sum((1, 2)).tolist() == pytest.approx([1.0] * num_splits, abs=1e-5)
+    for line, a in zip(lines[3 : 3 + num_splits], maps, strict=True):
         top, nats = (float(word) for word in line.split()[1:3])
         assert top == pytest.approx(attend.peak(a), abs=0.06)
         assert nats == pytest.approx(attend.entropy(a), abs=0.006)
@@ -117,6 +111,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "o.png").exists()
 
 
+@pytest.mark.slow  # draws a picture
 def test_demo_needs_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo.png"
     assert cli.main(["attend", "--demo", "--size", "96", "-o", str(out), "--device", "cpu"]) == 0
@@ -178,8 +173,8 @@ def test_an_enlarged_map_covers_the_picture() -> None:
     assert shown[48:].max() == shown[:, :176].max() == 0
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("attention", ["paper", "upstream"])
+@pytest.mark.slow  # draws two pictures
+@pytest.mark.parametrize(("attention", "wrapped"), [("paper", False), ("upstream", True)])
 def test_a_networks_maps_lie_over_what_it_saw(
     attention: str, wrapped: bool, spot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,11 +215,12 @@ def test_maps_of_a_network_are_those_of_its_layers(spot: Path) -> None:
     assert not network_maps.spread(torch.full((7, 7), 1 / 49)).any()
 
 
+@pytest.mark.slow  # draws three pictures
 def test_without_a_checkpoint_the_weights_are_random_and_say_so(
     spot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.png"
-    words = ["--model", "mobilenet_v2", "--insert", "17=2", "--replace", "14=1", "--width", "0.5", "-o", str(out)]
+    words = ["--model", "mobilenet_v2", "--insert", "17=2", "--replace", "14=1", "--width", "0.25", "-o", str(out)]
     printed = []
     for seed in ("0", "0", "1"):
         assert cli.main(["attend", str(spot), *words, "--device", "cpu", "--seed", seed]) == 0
@@ -238,11 +234,12 @@ def test_without_a_checkpoint_the_weights_are_random_and_say_so(
     assert lines_of(printed[2])[4:7] != lines[4:7]
 
 
+@pytest.mark.slow  # draws a picture
 def test_a_checkpoint_of_the_backbone_leaves_ulsams_random_and_says_so(
     spot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save(mobilenet_v2(0.5, num_classes=7).state_dict(), tmp_path / "backbone.pth")
-    words = ["--model", "mobilenet_v2", "--insert", "5=2", "--replace", "14=1", "--width", "0.5", "--device", "cpu"]
+    torch.save(mobilenet_v2(0.25, num_classes=7).state_dict(), tmp_path / "backbone.pth")
+    words = ["--model", "mobilenet_v2", "--insert", "5=2", "--replace", "14=1", "--width", "0.25", "--device", "cpu"]
     words += ["--checkpoint", str(tmp_path / "backbone.pth"), "-o", str(tmp_path / "o.png")]
     assert cli.main(["attend", str(spot), *words]) == 0
     line = lines_of(capsys.readouterr().out)[1]

@@ -13,46 +13,33 @@ from ulsam_fused import cli
 from ulsam_fused.bench import cases, directions, providers, timing
 from ulsam_fused.cli import bench
 
-CPU = torch.device("cpu")
-
-
 ROW_KEYS = {
-    "case",
-    "direction",
-    "dtype",
-    "layout",
-    "provider",
-    "form",
-    "error",
-    "us_p50",
-    "us_p20",
-    "us_p80",
-    "gbps",
-    "percent_of_ceiling",
-    "speedup_vs_eager",
-    "speedup_vs_paper_eager",
-    "host_us",
-    "peak_mem_mb",
-    "method",
-}
+    "case", "direction", "dtype", "layout", "provider", "form", "error", "us_p50", "us_p20", "us_p80", "gbps",
+    "percent_of_ceiling", "speedup_vs_eager", "speedup_vs_paper_eager", "host_us", "peak_mem_mb", "method",
+}  # fmt: skip
+TINY = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x6x5/g4", "--seconds", "1e-6"]
 
 
-TINY = ["bench", "--device", "cpu", "--backend", "torch", "--case", "2x16x6x5/g4", "--seconds", "0.001"]
+def run_to_json(words: list[str], tmp_path: Path, status: int = 0) -> dict[str, Any]:
+    """What `bench` writes, ending with this status."""
+    assert cli.main([*words, "--json", str(tmp_path / "b.json")]) == status
+    found: dict[str, Any] = json.loads((tmp_path / "b.json").read_text())
+    return found
 
 
 def rows_of(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
+@pytest.mark.slow  # measures in two memory formats and draws a picture
 def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, picture = tmp_path / "b.json", tmp_path / "b.png"
+    picture = tmp_path / "b.png"
     layouts = [word for layout in cases.LAYOUTS for word in ("--layout", layout)]
-    arguments = ["--verbose", *layouts, "--json", str(out), "--plot", str(picture)]
-    assert cli.main(TINY + arguments) == 0
+    result = run_to_json([*TINY, "--verbose", *layouts, "--plot", str(picture)], tmp_path)
     printed = capsys.readouterr()
-    result = json.loads(out.read_text())
     assert set(result) == {"device", "threads", "torch", "triton", "commit", "date", "rows"}
     assert result["torch"] == torch.__version__
+    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == list(directions.DEFAULT)
     forward = ["copy", "eager", "paper-eager", "vectorised", "fused[torch]", "fused[torch]+norm"]
     for layout in cases.LAYOUTS:
         assert [row["provider"] for row in rows_of(result, layout=layout, direction="forward")] == forward
@@ -80,12 +67,10 @@ def test_bench_writes_json_table_and_picture(tmp_path: Path, capsys: pytest.Capt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_backward_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "b.json"
-    every = [word for direction in directions.DIRECTIONS for word in ("--direction", direction)]
-    assert cli.main([*TINY, *every, "--verbose", "--json", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == list(directions.DIRECTIONS)
+@pytest.mark.slow  # measures five providers in two directions
+def test_backward_before_forward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_to_json([*TINY, "--direction", "backward", "--direction", "forward", "--verbose"], tmp_path)
+    assert list(dict.fromkeys(row["direction"] for row in result["rows"])) == ["backward", "forward"]
     backward = rows_of(result, direction="backward")
     names = ["add", "eager", "paper-eager", "vectorised", "fused[torch]"]
     assert [row["provider"] for row in backward] == names
@@ -96,21 +81,9 @@ def test_backward_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "backward: the second half" in capsys.readouterr().out
 
 
-def test_default_and_chosen_directions(tmp_path: Path) -> None:
-    out = tmp_path / "b.json"
-    for words, measured in (
-        ([], ["forward", "forward+backward", "train-norm"]),
-        (["--direction", "backward", "--direction", "forward"], ["backward", "forward"]),
-    ):
-        assert cli.main([*TINY, *words, "--json", str(out)]) == 0
-        assert list(dict.fromkeys(row["direction"] for row in json.loads(out.read_text())["rows"])) == measured
-
-
 def test_chosen_providers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "b.json"
     chosen = ["--provider", "fused[torch]", "--provider", "eager"]
-    assert cli.main([*TINY, *chosen, "--direction", "forward", "--json", str(out)]) == 0
-    rows = json.loads(out.read_text())["rows"]
+    rows = run_to_json([*TINY, *chosen, "--direction", "forward"], tmp_path)["rows"]
     assert [row["provider"] for row in rows] == ["copy", "eager", "fused[torch]"]
     assert cli.main([*TINY, "--provider", "quick"]) == 2
     assert "--provider must be one of eager, paper-eager" in capsys.readouterr().err
@@ -139,9 +112,7 @@ def test_bench_times_no_wrong_provider(
 
     monkeypatch.setattr(timing, "wall_clock", watch)
     monkeypatch.setattr(bench, "providers", with_wrong_ones)
-    out = tmp_path / "b.json"
-    assert cli.main([*TINY, "--direction", "forward", "--json", str(out)]) == 1
-    result = json.loads(out.read_text())
+    result = run_to_json([*TINY, "--direction", "forward"], tmp_path, status=1)
     (wrong,), (failed,) = rows_of(result, provider="identity"), rows_of(result, provider="refusing")
     assert wrong["error"].startswith("wrong: y-x is off by 1.0e+00")
     assert failed["error"] == "failed: RuntimeError: no such kernel"
@@ -154,6 +125,7 @@ def test_bench_times_no_wrong_provider(
     assert f"refusing at 2x16x6x5/g4 forward float32 nchw: {failed['error']}" in printed
 
 
+@pytest.mark.slow  # imports PyTorch's compiler
 def test_cases_of_the_authors_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,10 +139,8 @@ def test_cases_of_the_authors_form(
     all_of_them = providers.providers(["torch"], compiled=True)
     original = {p.name: p for p in all_of_them}
     monkeypatch.setattr(bench, "providers", without_compiler)
-    out = tmp_path / "b.json"
-    arguments = ["--case", "upstream-eval", "--case", "upstream-train", "--json", str(out)]
-    assert cli.main(["bench", "--device", "cpu", "--backend", "torch", "--seconds", "0.001", *arguments]) == 0
-    rows = json.loads(out.read_text())["rows"]
+    words = ["bench", "--device", "cpu", "--backend", "torch", "--seconds", "1e-6"]
+    rows = run_to_json([*words, "--case", "upstream-eval", "--case", "upstream-train"], tmp_path)["rows"]
     assert list(dict.fromkeys((row["direction"], row["case"]) for row in rows)) == [
         (direction, case) for direction in ("forward", "train-norm") for case in ("2x8x5x4/g2", "1x6x4x4/g3")
     ]
@@ -191,7 +161,7 @@ def test_the_interpreter_is_timed_only_when_asked_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench.devices.backends, "triton_problem", lambda: None)
     monkeypatch.setattr(bench.devices.backends, "interpreting", lambda: True)
     monkeypatch.setattr(bench.devices.backends, "why_not_cpp", lambda device: None)
-    case = ["bench", "--device", "cpu", "--case", "1x2x3x3/g1", "--seconds", "0.001"]
+    case = ["bench", "--device", "cpu", "--case", "1x2x3x3/g1", "--seconds", "1e-6"]
     assert cli.main(case) == 0
     assert cli.main([*case, "--backend", "triton"]) == 0
     assert seen == [["cpp", "torch"], ["triton"]]

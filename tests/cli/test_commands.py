@@ -64,6 +64,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], part: str, caps
     assert part in printed.err
 
 
+@pytest.mark.slow  # a process that imports PyTorch
 def test_python_dash_m_runs_the_same(tmp_path: Path) -> None:
     out = run_python(["-m", "ulsam_fused", "info", "--json"], tmp_path, {"PYTHONPATH": str(ROOT)})
     assert json.loads(out)["ulsam_fused"] == uf.__version__

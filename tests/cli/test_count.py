@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from ulsam_fused.models import published
 BEGIN, END = "<!-- count-table -->\n", "<!-- /count-table -->"
 
 
+def counting(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that needs the counts of all published networks; one worker makes them once."""
+    return pytest.mark.slow(pytest.mark.xdist_group("count")(test))
+
+
 @pytest.fixture(scope="module")
 def lines() -> list[Compared]:
     return count_tables.compared()
@@ -28,6 +34,7 @@ def run_to_json(words: list[str], tmp_path: Path) -> dict[str, Any]:
     return found
 
 
+@counting
 def test_all_published_figures_but_one_are_reproduced(lines: list[Compared]) -> None:
     assert len(lines) == 27
     off = [line for line in lines if not line.agrees]
@@ -38,6 +45,7 @@ def test_all_published_figures_but_one_are_reproduced(lines: list[Compared]) -> 
     assert not any(line.row.note for line in lines if line.agrees)
 
 
+@counting
 def test_exact_counts(lines: list[Compared]) -> None:
     """By hand: a block of width w at h x h, of expansion 6, has 12 w² + 54 w weights; a ULSAM 2 w."""
     counts = {(line.row.backbone, line.row.width, line.row.variant): line for line in lines}
@@ -86,12 +94,15 @@ def test_agreement_is_one_unit_of_the_last_digit(printed: str, difference: str, 
     assert published.Figure(Decimal(printed), Decimal(printed) + shift, None, None).agrees == agrees
 
 
-def test_text_has_a_line_for_each_published_one(lines: list[Compared], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["count"]) == 0
+@counting
+def test_text_and_json_have_a_line_for_each_published_one(
+    tmp_path: Path, lines: list[Compared], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = run_to_json([], tmp_path)["models"]
     table, legend = capsys.readouterr().out.split("\n\n", 1)
     legend = " ".join(legend.split())
     shown = table.splitlines()[1:]
-    assert len(shown) == len(lines)
+    assert len(shown) == len(rows) == len(lines)
     for text, line in zip(shown, lines, strict=True):
         assert text.startswith(line.row.backbone)
         assert line.row.dataset in text
@@ -99,8 +110,14 @@ def test_text_has_a_line_for_each_published_one(lines: list[Compared], capsys: p
         assert text.endswith("yes" if line.agrees else "NO")
     assert "26 of 27" in legend
     assert "224.16 M: the same model is printed with 223.77" in legend
+    d = next(row for row in rows if row["published_macs_M"] == 223.77)
+    assert (d["weights"], d["macs"]) == (3_469_760 - 862_208, 300_774_272 - 76_229_888)
+    assert d["replace"] == {"13": 4, "14": 4, "16": 4, "17": 4}
+    assert d["weights_agree"]
+    assert d["macs_agree"]
 
 
+@counting
 def test_a_new_disagreement_is_an_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,31 +129,21 @@ def test_a_new_disagreement_is_an_exit_code(
     assert "25 of 27" in capsys.readouterr().out
 
 
-def test_json_has_exact_counts(tmp_path: Path, lines: list[Compared]) -> None:
-    rows = run_to_json([], tmp_path)["models"]
-    assert len(rows) == len(lines)
-    d = next(row for row in rows if row["published_macs_M"] == 223.77)
-    assert (d["weights"], d["macs"]) == (3_469_760 - 862_208, 300_774_272 - 76_229_888)
-    assert d["replace"] == {"13": 4, "14": 4, "16": 4, "17": 4}
-    assert d["weights_agree"]
-    assert d["macs_agree"]
-
-
-def test_markdown_joins_what_is_printed_alike(lines: list[Compared], capsys: pytest.CaptureFixture[str]) -> None:
+@counting
+def test_markdown_joins_what_is_printed_alike_and_stands_in_the_page_of_figures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["count", "--markdown"]) == 0
     text = capsys.readouterr().out
-    assert text == count_tables.paper_markdown(lines)
     rows = [row for row in text.splitlines() if row.startswith("| MobileNet")]
     assert len(rows) == len(set(rows)) == 20
     assert "| MobileNet-V1 | in place of 11 | 4, 8, 16 |" in text
     assert [row for row in rows if "✗" in row] == [row for row in rows if "224.16" in row]
-
-
-def test_the_page_of_figures_shows_this_table(lines: list[Compared]) -> None:
     page = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
-    assert page.split(BEGIN)[1].split(END)[0] == count_tables.paper_markdown(lines)
+    assert page.split(BEGIN)[1].split(END)[0] == text
 
 
+@pytest.mark.slow  # traces six modules
 def test_attention_modules_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["module"]: row for row in run_to_json(["--modules"], tmp_path)["modules"]}
     assert "convolutions" in capsys.readouterr().out
@@ -155,6 +162,7 @@ def test_attention_modules_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows["ULSAM"]["macs"] / 1e6 == pytest.approx(float(theirs["macs_M"]), abs=0.05)
 
 
+@pytest.mark.slow  # counts two networks
 @pytest.mark.parametrize("attention", ["paper", "upstream"])
 def test_ones_own_model(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "mobilenet_v2", "--insert", "17=4,5=2", "--replace", "14=8", "--attention", attention]

@@ -117,6 +117,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         pretrained.load(tmp_path / "other.pth", model)
 
 
+@pytest.mark.slow  # builds a network for each command
 def test_the_commands_of_the_documentation_are_those_of_the_published_models() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     starts = dict(re.findall(r'^([TF])="python -m ulsam_fused\.train (.*)"$', text, re.MULTILINE))

@@ -1,14 +1,14 @@
 """The training command from its options to its files; what it resumes is what it would have been, bit for bit."""
 
+import contextlib
 import csv
+import io
 import math
-import os
+import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import ulsam_fused as uf
 from tests.helpers import train_script
-from tests.helpers.processes import ROOT
+from tests.helpers.processes import ROOT, run_python
 from tests.helpers.train_folders import SMALL, imagefolder
 from ulsam_fused.console.images import MEAN, STD
 from ulsam_fused.train import dataset, dataset_folders, recipe
@@ -32,19 +32,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As in the scripts: the bits depend on it. It is faster, too, for a model this small on a busy machine."""
-    threads = torch.get_num_threads()
+def _process() -> Iterator[None]:
+    """One thread, as in the scripts: the bits depend on it. Threads and SIGTERM are left as they were."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _handler() -> Iterator[None]:
-    """The command, run in this process, leaves SIGTERM as it was."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
     signal.signal(signal.SIGTERM, handler)
 
 
@@ -52,12 +45,13 @@ def _options(data: Path, output: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--output", str(output), *SMALL, "--epochs", "2", "--ema", "0.9", *more]
 
 
-def _script(*words: str, launcher: Sequence[str] = ()) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, *launcher, train_script.__file__, *words], env={**os.environ, **ENV}, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+def _stopped(when: str, arguments: list[str]) -> None:
+    """A training in this process that sends itself SIGTERM."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_step", "_score"):
+            patch.setattr(Loop, name, getattr(Loop, name))  # what is put in their place goes with the context
+        train_script.terminated(when)
+        assert main(arguments) == 143
 
 
 def _same(a: Any, b: Any, where: str = "") -> None:
@@ -89,110 +83,108 @@ def _same_training(a: Path, b: Path) -> None:
     assert rows[0] == rows[1]
 
 
-def test_a_training_leaves_checkpoints_logs_and_scores(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "out"
-    assert main(_options(data, output)) == 0
-    printed = capsys.readouterr().out
-    assert "reader: pillow" in printed
-    assert "ULSAM after layer 14 (g=4)" in printed
-    assert "2 epochs of 5 steps of 4 images" in printed
-    assert "epoch 1 val: loss" in printed
-    assert "of 10 images" in printed
-    rows = list(csv.DictReader((output / "log.csv").open()))
-    assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert all(row["val_top5"] == "100.000" and row["ema_top1"] for row in rows)
-    names = {"last.pt", "previous.pt", "best.pt", "log.csv"}
-    assert {path.name for path in output.iterdir()} == names
-    best = torch.load(output / "best.pt", weights_only=True)
-    assert "features.13.ulsam.dw_weight" in best["model"]
-    assert best["top1"] == max(float(row["ema_top1"]) for row in rows)
-    assert main(_options(data, output)) == 0  # nothing is left to do
-    assert len(list(csv.DictReader((output / "log.csv").open()))) == 2
+class Straight(NamedTuple):
+    """A training that nothing stops."""
+
+    output: Path
+    printed: str
+    rates: list[float]  # of each step
 
 
-def test_each_step_has_its_learning_rate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    output, printed, rates = tmp_path_factory.mktemp("straight") / "out", io.StringIO(), []
     set_rate = recipe.set_rate
 
     def record(optimizer: torch.optim.Optimizer, rate: float) -> None:
         set_rate(optimizer, rate)
         rates.append(optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(recipe, "set_rate", record)
-    assert main(_options(data, tmp_path)) == 0
-    assert rates == pytest.approx([0.025 * (1 + math.cos(math.pi * step / 10)) for step in range(10)])
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(recipe, "set_rate", record)
+        assert main(_options(data, output)) == 0
+    return Straight(output, printed.getvalue(), rates)
 
 
-@pytest.fixture(scope="module")
-def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a training that nothing stops."""
-    output = tmp_path_factory.mktemp("straight") / "out"
-    handler = signal.getsignal(signal.SIGTERM)
-    assert main(_options(data, output)) == 0
-    signal.signal(signal.SIGTERM, handler)
-    return output
+@pytest.fixture
+def copied(straight: Straight, tmp_path: Path) -> Path:
+    """A copy of its output, to be changed."""
+    return shutil.copytree(straight.output, tmp_path / "out")
 
 
-@pytest.mark.slow  # two processes that import PyTorch: nothing but the files may be left of the first one
+def test_a_training_leaves_checkpoints_logs_and_scores(data: Path, straight: Straight, copied: Path) -> None:
+    assert "reader: pillow" in straight.printed
+    assert "ULSAM after layer 14 (g=4)" in straight.printed
+    assert "2 epochs of 5 steps of 4 images" in straight.printed
+    assert "epoch 1 val: loss" in straight.printed
+    assert "of 10 images" in straight.printed
+    rows = list(csv.DictReader((copied / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(row["val_top5"] == "100.000" and row["ema_top1"] for row in rows)
+    names = {"last.pt", "previous.pt", "best.pt", "log.csv"}
+    assert {path.name for path in copied.iterdir()} == names
+    best = torch.load(copied / "best.pt", weights_only=True)
+    assert "features.13.ulsam.dw_weight" in best["model"]
+    assert best["top1"] == max(float(row["ema_top1"]) for row in rows)
+    assert main(_options(data, copied)) == 0  # nothing is left to do
+    _same_training(copied, straight.output)
+
+
+def test_each_step_has_its_learning_rate(straight: Straight) -> None:
+    assert straight.rates == pytest.approx([0.025 * (1 + math.cos(math.pi * step / 10)) for step in range(10)])
+
+
+@pytest.mark.slow  # a process that imports PyTorch: nothing but the files may be left of the first one
 def test_stopped_and_resumed_in_another_process_it_is_the_same_bit_for_bit(
-    data: Path, tmp_path: Path, straight: Path
+    data: Path, tmp_path: Path, straight: Straight, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    code, printed = _script("0:0:1", *_options(data, output, "--workers", "2"))
-    assert code == 143, printed
-    assert "stopped by SIGTERM, saved at epoch 0, step 2" in printed
-    code, printed = _script("never", *_options(data, output))
-    assert code == 0, printed
-    assert f"resumed from {output / 'last.pt'}: epoch 0, step 2" in printed
-    _same_training(output, straight)
+    arguments = _options(data, tmp_path)
+    _stopped("0:0:1", [*arguments, "--workers", "2"])
+    assert "stopped by SIGTERM, saved at epoch 0, step 2" in capsys.readouterr().out
+    printed = run_python([train_script.__file__, "never", *arguments], ROOT, ENV)
+    assert f"resumed from {tmp_path / 'last.pt'}: epoch 0, step 2" in printed
+    _same_training(tmp_path, straight.output)
 
 
-@pytest.mark.parametrize(("when", "saved"), [("0:0:1", (0, 2)), ("0:1:4", (1, 5)), ("0:test", (0, 5))])
-def test_stopped_by_sigterm_at_any_moment_and_resumed_it_is_the_same_bit_for_bit(
-    data: Path,
-    tmp_path: Path,
-    straight: Path,
-    when: str,
-    saved: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.slow  # two trainings, for each moment
+@pytest.mark.parametrize(("when", "saved"), [("0:1:4", (1, 5)), ("0:test", (0, 5))])
+def test_stopped_by_sigterm_after_a_last_step_and_resumed_it_is_the_same_bit_for_bit(
+    data: Path, tmp_path: Path, straight: Straight, when: str, saved: tuple[int, int],
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    with monkeypatch.context() as patch:
-        for name in ("_step", "_score"):
-            patch.setattr(Loop, name, getattr(Loop, name))  # what is put in their place goes with the context
-        train_script.terminated(when)
-        assert main(_options(data, tmp_path)) == 143
+) -> None:  # fmt: skip
+    arguments = _options(data, tmp_path)
+    _stopped(when, arguments)
     assert "stopped by SIGTERM, saved at epoch {}, step {}".format(*saved) in capsys.readouterr().out
     content = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (content["epoch"], content["step"]) == saved
     torch.manual_seed(9)  # the state of the generator is nothing to rely on
-    assert main(_options(data, tmp_path)) == 0
+    assert main(arguments) == 0
     assert "resumed from" in capsys.readouterr().out
-    _same_training(tmp_path, straight)
+    _same_training(tmp_path, straight.output)
 
 
-def test_another_seed_is_another_training(data: Path, tmp_path: Path, straight: Path) -> None:
-    assert main(_options(data, tmp_path / "out", "--seed", "1", "--epochs", "2")) == 0
+@pytest.mark.slow  # three trainings
+def test_another_seed_is_another_training(data: Path, tmp_path: Path) -> None:
+    models = []
+    for output, seed in (("first", 0), ("again", 0), ("other", 1)):
+        short = ["--epochs", "1", "--limit-steps", "1", "--seed", str(seed)]
+        assert main(_options(data, tmp_path / output, *short)) == 0
+        models.append(torch.load(tmp_path / output / "last.pt", weights_only=True)["model"])
+    first, again, other = models
+    _same(first, again)
     with pytest.raises(AssertionError):
-        _same_training(tmp_path / "out", straight)
+        _same(first, other)
 
 
 def test_a_truncated_checkpoint_is_told_and_the_previous_one_used(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, straight: Straight, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    assert main(_options(data, output)) == 0
-    expected = torch.load(output / "last.pt", weights_only=True)
-    (output / "last.pt").write_bytes((output / "last.pt").read_bytes()[:-1000])
-    capsys.readouterr()
-    assert main(_options(data, output)) == 0
+    (copied / "last.pt").write_bytes((copied / "last.pt").read_bytes()[:-1000])
+    assert main(_options(data, copied)) == 0
     printed = capsys.readouterr().out
     assert "last.pt: truncated, damaged or no checkpoint" in printed
-    assert f"resumed from {output / 'previous.pt'}: epoch 1, step 0" in printed
-    _same(torch.load(output / "last.pt", weights_only=True), expected)
-    assert len(list(csv.DictReader((output / "log.csv").open()))) == 2
+    assert f"resumed from {copied / 'previous.pt'}: epoch 1, step 0" in printed
+    _same_training(copied, straight.output)
 
 
 def test_broken_images_are_named_and_too_many_end_the_training(
@@ -210,15 +202,16 @@ def test_broken_images_are_named_and_too_many_end_the_training(
     assert row["broken"] == "1"
 
 
+@pytest.mark.slow  # a training for each type
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_and_the_other_options_train(data: Path, tmp_path: Path, amp: str) -> None:
-    more = ["--amp", amp, "--limit-steps", "2", "--no-norm-decay", "--label-smoothing", "0.1",
+    more = ["--amp", amp, "--epochs", "1", "--limit-steps", "2", "--no-norm-decay", "--label-smoothing", "0.1",
             "--attention", "upstream", "--optimizer", "rmsprop", "--lr", "0.001", "--sync-bn",
             "--no-channels-last"]  # fmt: skip
     assert main(_options(data, tmp_path, *more)) == 0
     content = torch.load(tmp_path / "last.pt", weights_only=True)
     assert bool(content["scaler"]) == (amp == "float16")
-    assert content["model"]["features.0.1.num_batches_tracked"] == 4
+    assert content["model"]["features.0.1.num_batches_tracked"] == 2
 
 
 def test_tensorboard_gets_the_scores(data: Path, tmp_path: Path) -> None:
@@ -266,11 +259,9 @@ def test_two_processes_by_torchrun(data: Path, tmp_path: Path) -> None:
     """SIGTERM that comes to one of them stops both at one step; resumed, they end as they would have."""
     outputs = [tmp_path / "straight", tmp_path / "stopped"]
     straight, stopped = (_options(data, output, "--batch-size", "2", "--epochs", "1") for output in outputs)
-    code, printed = _script(
-        "never", *straight, "--", "1:0:1", *stopped, "--", "never", *stopped,
-        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    )  # fmt: skip
-    assert code == 0, printed
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", train_script.__file__]
+    words = ["never", *straight, "--", "1:0:1", *stopped, "--", "never", *stopped]
+    printed = run_python([*launcher, *words], ROOT, ENV)
     first, second, third = printed.split("2 process(es)")[1:]
     assert "1 epochs of 5 steps of 4 images" in first
     assert "epoch 0 val: loss" in first
