@@ -5,7 +5,7 @@ import itertools
 from typing import NamedTuple
 
 import torch
-from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
+from ulsam_fused.kernels.contract import Exchange, FixedNorm, Inputs, NormInputs, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching import config as configs

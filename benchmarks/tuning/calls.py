@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from ulsam_fused.kernels.contract import Exchange, Forward, NormSaved, Options, Running
+from ulsam_fused.kernels.contract import Exchange, Forward, Inputs, NormInputs, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching.geometry import num_sms
@@ -39,6 +39,12 @@ class Parameters(NamedTuple):
     beta2: Tensor  # [g]
     running1: Running
     running2: Running
+
+    def paper(self, x: Tensor) -> Inputs:
+        return Inputs(x, self.dw, None, self.pw, None)
+
+    def with_norms(self, x: Tensor) -> NormInputs:
+        return NormInputs(x, self.dw, self.gamma1, self.beta1, self.pw, self.gamma2, self.beta2)
 
 
 @dataclass(frozen=True)
@@ -79,17 +85,16 @@ class Work:
     @functools.cached_property
     def saved(self) -> list[Forward]:
         """Of a forward in the paper's form, for each set of inputs."""
-        p, options = self.parameters, Options(self.target.num_splits, False, False)
-        return [launcher.forward(Inputs(x, p.dw, None, p.pw, None), options) for x in self.xs]
+        options = Options(self.target.num_splits, False, False)
+        return [launcher.forward(self.parameters.paper(x), options) for x in self.xs]
 
     @functools.cached_property
     def norm_saved(self) -> list[NormSaved]:
         """Of a forward in the authors' form, for each set of inputs."""
-        p, found = self.parameters, []
+        found = []
         for x in self.xs:
-            _, _, z, lse, first, second = norm_launcher.norm_forward(
-                self._norm_inputs(x), self._norm_options(False), Exchange()
-            )
+            inputs = self.parameters.with_norms(x)
+            _, _, z, lse, first, second = norm_launcher.norm_forward(inputs, self._norm_options(False), Exchange())
             found.append(NormSaved(z, lse, first, second))
         return found
 
@@ -107,32 +112,30 @@ class Work:
         return self._norm_backward(candidate, i)
 
     def _forward(self, candidate: Candidate, i: int, attention: bool) -> Results:
-        p = self.parameters
         options = Options(self.target.num_splits, False, False, need_attention=attention, need_lse=False)
-        y, a, _, _ = launcher.forward(inputs, options, config=candidate.launch)
+        y, a, _, _ = launcher.forward(self.parameters.paper(self.xs[i]), options, config=candidate.launch)
         return {"y": y} if a is None else {"y": y, "A": a}
 
     def _backward(self, candidate: Candidate, i: int) -> Results:
-        p, saved, options = self.parameters, self.saved[i], Options(self.target.num_splits, False, False)
+        saved, options = self.saved[i], Options(self.target.num_splits, False, False)
         assert saved.lse is not None
         dx, ddw, _, dpw, _ = launcher.backward(
-            self.dys[i], None, inputs, saved.z, saved.lse, options, config=candidate.launch
+            self.dys[i], None, self.parameters.paper(self.xs[i]), saved.z, saved.lse, options, config=candidate.launch
         )
         return {"dx": dx, "ddw": ddw, "dpw": dpw}
 
     def _norm_forward(self, candidate: Candidate, i: int, attention: bool) -> Results:
         p = self.parameters
         y, a, *_ = norm_launcher.norm_forward(
-            self.xs[i], p.dw, p.gamma1, p.beta1, p.pw, p.gamma2, p.beta2, self._norm_options(attention),
-            Exchange(p.running1, p.running2), config=candidate.launch, first_config=candidate.moments,
+            p.with_norms(self.xs[i]), self._norm_options(attention), Exchange(p.running1, p.running2),
+            config=candidate.launch, first_config=candidate.moments,
         )  # fmt: skip
         return {"y": y} if a is None else {"y": y, "A": a}
 
     def _norm_backward(self, candidate: Candidate, i: int) -> Results:
-        p = self.parameters
         found = norm_launcher.norm_backward(
-            self.dys[i], None, self.xs[i], p.dw, p.gamma1, p.beta1, p.pw, p.gamma2, p.beta2, self.norm_saved[i],
-            self._norm_options(False), config=candidate.launch,
+            self.dys[i], None, self.parameters.with_norms(self.xs[i]), self.norm_saved[i], self._norm_options(False),
+            config=candidate.launch,
         )  # fmt: skip
         # ddw is left out: the norm cancels dw except for eps, so ddw is mostly rounding
         return {f"d{name}": t for name, t in found._asdict().items() if name != "dw" and t is not None}

@@ -26,7 +26,6 @@ from ..contract import (
     Exchange,
     FixedNorm,
     Group,
-    LogitStatistics,
     NormForward,
     NormGradients,
     NormInputs,

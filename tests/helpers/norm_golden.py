@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ulsam_fused.kernels.contract import NormSaved, Options
+from ulsam_fused.kernels.contract import NormInputs, NormSaved, Options
 
 from tests.helpers.golden import FLOAT64_ROUNDINGS, _by_subspace, _least, _norm, _per_channel, _store, _sum_pixels
 from ulsam_fused import reference

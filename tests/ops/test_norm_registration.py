@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from ulsam_fused.kernels.contract import Exchange, Options
+from ulsam_fused.kernels.contract import Exchange, NormInputs, Options
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving

@@ -5,7 +5,6 @@ biases, two BatchNorms and two ReLUs; with running statistics in inference, with
 """
 
 import copy
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,11 +66,12 @@ class OnnxRuntime(nn.Module):
     def _session(self, x: Tensor) -> Any:  # onnxruntime.InferenceSession, which has no types
         import onnxruntime
 
-        exported = io.BytesIO()
-        torch.onnx.export(self.module, (x,), exported, input_names=["x"], dynamo=True, verbose=False)
+        exported = torch.onnx.export(self.module, (x,), input_names=["x"], dynamo=True, verbose=False)
+        assert exported is not None
+        model = exported.model_proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        return onnxruntime.InferenceSession(exported.getvalue(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)

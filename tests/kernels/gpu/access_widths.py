@@ -9,7 +9,7 @@ import json
 
 import torch
 from torch import Tensor
-from ulsam_fused.kernels.contract import Options
+from ulsam_fused.kernels.contract import Inputs, Options
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu.launching import config as configs
 

@@ -9,7 +9,7 @@ import itertools
 
 import torch
 from torch import Tensor
-from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
+from ulsam_fused.kernels.contract import Exchange, FixedNorm, Inputs, NormInputs, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching import config as configs
@@ -49,9 +49,7 @@ def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, bet
     config = configs.backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     z = meta(n, g, h, w)
-    inputs = NormInputs(
-        x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None
-    )
+    inputs = NormInputs(x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None)
     norm_launcher.norm_backward(
         dy, z if dy is None else None, inputs, NormSaved(z, meta(n, g), meta(5, c), meta(6, g)),
         Options(g, not beta, beta, eps1=1e-5), config=config,

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 from triton.compiler.compiler import LazyDict
-from ulsam_fused.kernels.contract import Exchange, FixedNorm, NormSaved, Options, Running
+from ulsam_fused.kernels.contract import Exchange, FixedNorm, Inputs, NormInputs, NormSaved, Options, Running
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching import launch

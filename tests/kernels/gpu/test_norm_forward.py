@@ -349,9 +349,7 @@ def test_launches(batch1: bool, batch2: bool, device: str, monkeypatch: pytest.M
             return function(*args, **(kwargs or {}))
 
     with Record():
-        launcher.norm_forward(
-            case.tensors(), case.options(), Exchange(), config=split(), first_config=parts_of(case.x)
-        )
+        launcher.norm_forward(case.tensors(), case.options(), Exchange(), config=split(), first_config=parts_of(case.x))
     expected = {"norm_logits_kernel": 1, "norm_apply_kernel": 1} | ({"moments_kernel": 1} if batch1 else {})
     assert counts == expected
     if not INTERPRETED:  # which copies its arguments
