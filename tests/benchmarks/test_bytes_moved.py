@@ -27,7 +27,7 @@ def test_pictures_show_what_was_measured() -> None:
 def copied(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A folder with a copy of both pages and all results, which the script takes for the repository."""
     shutil.copytree(ROOT / RESULTS, tmp_path / RESULTS)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / RESULTS)
+    monkeypatch.setattr(tables.schema, "RESULTS", tmp_path / RESULTS)
     (tmp_path / "docs").mkdir()
     for name, page in PAGES.items():
         shutil.copy(ROOT / page, tmp_path / page)

@@ -103,9 +103,9 @@ def test_bench_times_no_wrong_provider(
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("no such kernel\nand more")
 
-    def with_wrong_ones(backends: list[str], compiled: bool) -> list[providers.Provider]:
+    def with_wrong_ones(backends: list[str], compiled: bool, onnx: bool) -> list[providers.Provider]:
         return [
-            *providers.providers(backends, compiled),
+            *providers.providers(backends, compiled, onnx),
             providers.Provider("identity", "paper", "x itself", lambda sources: nn.Identity()),
             providers.Provider("refusing", "paper", "raises", lambda sources: Refusing()),
         ]
@@ -132,7 +132,7 @@ def test_cases_of_the_authors_form(
     """Every size, eager and compiled against ours: forward in eval mode, forward and backward in training mode."""
     monkeypatch.setattr(bench, "CPU_CASES", ("2x8x5x4/g2", "1x6x4x4/g3"))
 
-    def without_compiler(backends: list[str], compiled: bool) -> list[providers.Provider]:
+    def without_compiler(backends: list[str], compiled: bool, onnx: bool) -> list[providers.Provider]:
         assert compiled
         return [dataclasses.replace(p, build=original["eager"].build) if p.compiled else p for p in all_of_them]
 
@@ -153,7 +153,7 @@ def test_cases_of_the_authors_form(
 def test_the_interpreter_is_timed_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def note(backends: list[str], compiled: bool) -> list[providers.Provider]:
+    def note(backends: list[str], compiled: bool, onnx: bool) -> list[providers.Provider]:
         seen.append(backends)
         return []
 

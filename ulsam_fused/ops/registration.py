@@ -131,7 +131,7 @@ def _run_norm_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any
 def _promise_forward(*flat: Any) -> tuple[Tensor, ...]:
     inputs, options = _grouped(flat, Inputs, Options)
     y, attention, z = _promised_maps(inputs.x, options)
-    return y, attention, z, z.new_empty((len(z), options.num_splits) if options.need_lse else 0)
+    return y, attention, z, z.new_empty((z.shape[0], options.num_splits) if options.need_lse else 0)
 
 
 def _promise_norm_forward(*flat: Any) -> tuple[Tensor, ...]:
