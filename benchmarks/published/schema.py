@@ -32,17 +32,20 @@ COLUMNS = frozenset(get_type_hints(Row))
 TIMES = ("us_p20", "us_p50", "us_p80")
 NUMBERS = (*TIMES, "gbps", "percent_of_ceiling", "speedup_vs_eager", "speedup_vs_paper_eager", "host_us", "peak_mem_mb")
 FORMS = {p.name: p.form for p in providers(list(FUSED), compiled=True, onnx=True)}
+ONE_THREAD = "-1-thread"  # the end of a file's name, before .json
 HALF_A_HUNDREDTH = 0.005  # to which times are rounded
 
 
 def file_name(result: Heading) -> str:
-    """The name of the file of these results: the device, torch's version, and on a GPU Triton's."""
+    """The name of the file of these results: device, torch's version, on a GPU Triton's, a single thread."""
     device = result["device"].lower()
     if result["threads"] is not None:
         device = "cpu " + re.sub(r"\(r\)|\(tm\)|\b(intel|amd|cpu|processor)\b|@.*", " ", device)
     slug = re.sub(r"[^a-z0-9.]+", "-", device).strip("-")
     name = f"{slug}-torch{result['torch'].split('+')[0]}"
-    return name + ("" if result["threads"] is not None else f"-triton{result['triton']}") + ".json"
+    if result["threads"] is None:
+        name += f"-triton{result['triton']}"
+    return name + (ONE_THREAD if result["threads"] == 1 else "") + ".json"
 
 
 def problems(result: Any, name: str) -> list[str]:

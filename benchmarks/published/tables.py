@@ -5,6 +5,7 @@ python -m benchmarks.published.tables --check    # writes nothing; exits 1 where
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import sys
@@ -27,12 +28,14 @@ PROVIDERS = {  # of the JSON rows -> heading
     "paper-eager": "paper's formula, eager",
     "vectorised": "vectorised, eager",
     "vectorised+compile": "vectorised, compiled",
+    "vectorised+onnx": "vectorised, ONNX Runtime",
     "fused[torch]+norm": "ours in PyTorch, authors' form",
     "fused[torch]": "ours in PyTorch, paper's form",
     "fused[cpp]+norm": "ours, authors' form",
     "fused[cpp]": "ours, paper's form",
 }
 OURS = ("fused[triton]", "fused[cpp]", "fused[torch]")  # the first that a file has is what "auto" takes there
+USUAL = ("float32", "nchw")
 COMPILED = "vectorised+compile"  # the peer to beat
 GAINS = {"forward": "runs forward", "train-norm": "trains"}  # direction: the words of README's sentence
 Group = dict[str, Row]  # the rows of one case, direction, type and memory format, by provider
@@ -71,8 +74,23 @@ def cpu_tables(result: Result) -> str:
     ]
     for (case, direction, *_), group in detailed.items():
         lines.append(_line([case, direction, *(_milliseconds(group.get(name)) for name in providers)]))
-    lines += ["", *_ratios(found, ours(result))]
+    usual = [key for key in found if (key.dtype, key.layout) == USUAL]
+    lines += [
+        "",
+        "Our times at every size, from the same run: milliseconds; how many times faster than the authors' module in "
+        "eager mode / than the vectorised form under torch.compile; the ceiling in percent of our time. The ceiling is "
+        "the time of copying the fewest bytes, or of copies and sums where gradients are taken.",
+        *_ratios({key: found[key] for key in usual}, ours(result)),
+    ]
+    if len(usual) < len(found):
+        others = {key: group for key, group in found.items() if key not in usual}
+        lines += ["", "In other types and memory formats:", *_ratios(others, ours(result))]
     return "\n".join(lines) + "\n"
+
+
+def one_thread_table(result: Result) -> str:
+    """Our ratios with a single thread."""
+    return "\n".join(["", f"With one thread ({_taken(result)}):", *_ratios(groups(result), ours(result))]) + "\n"
 
 
 def _milliseconds(row: Row | None) -> str:
@@ -84,18 +102,13 @@ def _milliseconds(row: Row | None) -> str:
 
 def _ratios(found: dict[RowWorkload, Group], name: str) -> list[str]:
     columns = (("forward", name), ("forward+backward", name), ("train-norm", f"{name}+norm"))
-    lines = [
-        "Our times at every size, from the same run: milliseconds; how many times faster than the authors' module in "
-        "eager mode / than the vectorised form under torch.compile; the ceiling in percent of our time. The ceiling is "
-        "the time of copying the fewest bytes, or of copies and sums where gradients are taken.",
-        "",
-        "| | forward | forward+backward | train-norm (authors' form) |",
-        "|---|---|---|---|",
-    ]
-    for case in sizes.by_map({case for case, *_ in found}):
-        here = [found.get(RowWorkload(case, direction, "float32", "nchw"), {}) for direction, _ in columns]
+    lines = ["", "| | forward | forward+backward | train-norm (authors' form) |", "|---|---|---|---|"]
+    kinds = dict.fromkeys((key.dtype, key.layout) for key in found)
+    for case, (dtype, layout) in itertools.product(sizes.by_map({key.case for key in found}), kinds):
+        here = [found.get(RowWorkload(case, direction, dtype, layout), {}) for direction, _ in columns]
         cells = [_ratio(group, name) for group, (_, name) in zip(here, columns, strict=True)]
-        lines.append(_line([case, *cells]))
+        kind = "" if (dtype, layout) == USUAL else f", {dtype}, {layout}"
+        lines.append(_line([case + kind, *cells]))
     return lines
 
 
@@ -154,13 +167,15 @@ def gain(result: Result) -> str:
             row["speedup_vs_eager"] for row in result["rows"]
             if row["direction"] == direction and row["provider"] == f"{ours(result)}+norm"
             and row["speedup_vs_eager"] is not None
+            and (result["threads"] is None or (row["dtype"], row["layout"]) == USUAL)
         ]  # fmt: skip
         if gains:
             parts.append(f"{words} **{min(gains):.1f} to {max(gains):.1f} times**")
     if not parts:
         return ""
     threads = f"{result['threads']} threads of an " if result["threads"] else ""
-    place = f"{' and '.join(sorted({row['dtype'] for row in result['rows']}))}, {threads}{result['device']}"
+    types = "float32" if result["threads"] else " and ".join(sorted({row["dtype"] for row in result["rows"]}))
+    place = f"{types}, {threads}{result['device']}"
     words = f"Fused, the authors' module {' and '.join(parts)} as fast as in eager PyTorch"
     return f"{words} ({place}; [all figures](docs/figures.md))"
 
@@ -168,11 +183,14 @@ def gain(result: Result) -> str:
 def rendered() -> dict[pathlib.Path, str]:
     """Both pages with their figures and pictures made anew, each from the newest file of its kind."""
     files = sorted((read(path)["date"], path) for path in plots.published(schema.RESULTS))
-    on_cpu = [path for _, path in files if path.name.startswith("cpu-")]
+    alone = [path for _, path in files if path.stem.endswith(schema.ONE_THREAD)]
+    on_cpu = [path for _, path in files if path.name.startswith("cpu-") and path not in alone]
     on_gpu = [path for _, path in files if not path.name.startswith("cpu-")]
     source, sentence = [(path, text) for path in (*on_cpu, *on_gpu) if (text := gain(read(path)))][-1]
     unmeasured = "" if on_gpu else " Times on a GPU are not measured yet."
-    cpu = cpu_tables(read(on_cpu[-1])) + pictures(on_cpu[-1]) if on_cpu else "Not measured yet.\n"
+    cpu = cpu_tables(read(on_cpu[-1])) if on_cpu else "Not measured yet.\n"
+    cpu += one_thread_table(read(alone[-1])) if alone else ""
+    cpu += pictures(on_cpu[-1]) if on_cpu else ""
     gpu = gpu_table(read(on_gpu[-1])) + pictures(on_gpu[-1]) if on_gpu else UNMEASURED
     readme = _between(README.read_text(), "gain", f"{sentence}.{unmeasured}\n")
     figures = _between(_between(FIGURES.read_text(), "cpu-table", cpu), "gpu-table", gpu)

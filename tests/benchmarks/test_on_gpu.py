@@ -51,13 +51,15 @@ def test_every_case_type_format_and_direction_is_measured_on_a_gpu(quick: bool) 
 
 
 def test_every_case_is_measured_on_a_cpu_beside_its_peers() -> None:
-    planned = [options_of(part) for part in on_cpu.plan(1.0, quick=False)]
-    measured = [case for options in planned for case in options.case]
+    planned = [options_of(part) for part in on_cpu.plan(1.0, quick=False, threads=2)]
+    measured = [(case, options.dtype, *options.layout) for options in planned for case in options.case]
     assert len(set(measured)) == len(measured)
-    assert set(sizes.small()) <= set(measured)
-    assert all(sizes.numbers(case)[0] <= sizes.SMALL_BATCH for case in measured)
-    for options in planned:
-        assert (options.dtype, options.direction) == ("float32", None)
+    assert {(case, "float32", "nchw") for case in sizes.small()} <= set(measured)
+    assert len({kind[1:] for kind in measured}) == 4  # two types in two memory formats
+    (alone,) = [options_of(part) for part in on_cpu.plan(1.0, quick=False, threads=1)]
+    assert set(alone.case) <= set(sizes.small())
+    for options in (*planned, alone):
+        assert options.direction is None
         assert options.compile or {"eager", "vectorised+compile", "fused[cpp]"} <= set(options.provider)
 
 
@@ -73,7 +75,8 @@ class Machine:
         self.commands.append(command)
         if "--json" in command:
             row = {key: command[command.index(f"--{key}") + 1] for key in ("case", "dtype")}
-            row |= {"direction": "forward", "layout": "nchw", "compiled": "vectorised+compile" in command}
+            row["layout"] = command[command.index("--layout") + 1] if "--layout" in command else "nchw"
+            row |= {"direction": "forward", "compiled": "vectorised+compile" in command}
             heading = {"device": "NVIDIA H0", "threads": None, "torch": "2.11.0+cu130", "triton": "3.6.0"}
             result = {**heading, "commit": None, "rows": [row]}
             pathlib.Path(command[command.index("--json") + 1]).write_text(json.dumps(result))
@@ -159,11 +162,12 @@ def test_what_was_measured_before_the_time_was_out_is_kept(
 
 
 def test_one_call_on_a_cpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_cpu.torch, "get_num_threads", lambda: 2)
     machine = Machine(monkeypatch, script=on_cpu)
     assert machine.main("--output", tmp_path) == 0
-    assert [kind(command) for command in machine.commands] == ["bench", "bench"]
+    assert [kind(command) for command in machine.commands] == ["bench"] * 5
     (file,) = tmp_path.glob("*.json")
-    assert len(json.loads(file.read_text())["rows"]) == 2
+    assert len(json.loads(file.read_text())["rows"]) == 5
 
 
 def test_warming_up_calls_every_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def cpu(tmp_path_factory: pytest.TempPathFactory) -> Result:
         patch.setattr(timing, "wall_clock", clock)
         assert cli.main([*command, "--json", str(out)]) == 0
     result: Result = json.loads(out.read_text())
-    return result | {"commit": "0123abc", "device": "Intel(R) Xeon(R) Processor", "torch": "2.13.0+cpu"}
+    heading = {"commit": "0123abc", "device": "Intel(R) Xeon(R) Processor", "threads": 2, "torch": "2.13.0+cpu"}
+    return result | heading
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_names_of_files() -> None:
     for device, name in names.items():
         result = {"device": device, "threads": 2, "torch": "2.11.0", "triton": None}
         assert schema.file_name(result) == f"{name}-torch2.11.0.json"
+        assert schema.file_name(result | {"threads": 1}) == f"{name}-torch2.11.0-1-thread.json"
 
 
 def change(**values: Any) -> Callable[[Result], None]:

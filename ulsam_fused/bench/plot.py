@@ -13,6 +13,7 @@ COLOURS = {  # by provider; the fused ones stand out
     "paper-eager": "#5b7fa6",
     "vectorised": "#8fb3d9",
     "vectorised+compile": "#c3d9ef",
+    "vectorised+onnx": "#a9a3d6",
     "fused[triton]": "#c8442e",
     "fused[triton]+norm": "#e58a6f",
     "fused[cpp]": "#2a9d5c",

@@ -30,7 +30,7 @@ def test_vectors_give_what_single_numbers_give(machine: str, tmp_path: Path) -> 
         pytest.skip("another machine's flags")
     include = Path(torch.__file__).parent / "include"
     program = tmp_path / "values"
-    flags = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+    flags = ["-std=c++17", "-O0", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
     folders = ["-I", str(build.FOLDER), "-isystem", str(include)]
     subprocess.run([*compiler, *flags, *folders, str(SOURCE), "-o", str(program)], check=True)
     if emulator is not None:
