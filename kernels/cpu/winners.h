@@ -52,7 +52,7 @@ struct Strip {
   Cut rows;
   Vec<F> *kx, *x, *e;
 
-  static Cut rows_of(const Shape& s) { return cut(s.H, std::max<int64_t>(4, 49152 / ULSAM_VECTOR_BYTES / s.W)); }
+  static Cut rows_of(const Shape& s) { return cut(s.H, std::max<int64_t>(4, 131072 / ULSAM_VECTOR_BYTES / s.W)); }
   static int64_t numbers(const Shape& s) { return Scratch<F>::rounded((rows_of(s).size + 4) * s.W * LANES<F>); }
   static int64_t room(const Shape& s) { return 3 * numbers(s); }
   Strip(const Shape& s, Scratch<F>& scratch) : rows(rows_of(s)) {
