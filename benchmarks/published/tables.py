@@ -66,8 +66,8 @@ def cpu_tables(result: Result) -> str:
     detailed = {key: group for key, group in found.items() if "paper-eager" in group or "eager+compile" in group}
     providers = [name for name in PROVIDERS if any(name in group for group in detailed.values())]
     lines = [
-        f"Median milliseconds, float32, {result['threads']} threads of an {result['device']}, {_taken(result)}. In "
-        "brackets: how many times faster than the authors' module in eager mode.",
+        f"Median milliseconds, float32, NCHW, {result['threads']} threads of an {result['device']}, {_taken(result)}. "
+        "In brackets: how many times faster than the authors' module in eager mode.",
         "",
         "| | | " + " | ".join(PROVIDERS[name] for name in providers) + " |",
         "|---|---|" + "---|" * len(providers),
@@ -174,7 +174,7 @@ def gain(result: Result) -> str:
     if not parts:
         return ""
     threads = f"{result['threads']} threads of an " if result["threads"] else ""
-    types = "float32" if result["threads"] else " and ".join(sorted({row["dtype"] for row in result["rows"]}))
+    types = "float32, NCHW" if result["threads"] else " and ".join(sorted({row["dtype"] for row in result["rows"]}))
     place = f"{types}, {threads}{result['device']}"
     words = f"Fused, the authors' module {' and '.join(parts)} as fast as in eager PyTorch"
     return f"{words} ({place}; [all figures](docs/figures.md))"
