@@ -26,7 +26,7 @@ void backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale, Maybe shift, 
       with_gradient<F, T>(dy, [&](auto D) {
         using DT = std::remove_const_t<std::remove_pointer_t<decltype(D.p)>>;
         Backward<F, T, DT>{s, view<T>(x), D, out<T>(dx), &channels, nullptr, channels.shift.data(),
-                           std::vector<Affine<F>>(s.g, Affine<F>{1, 0, relu_z}), numbers<F>(z), numbers<F>(d_attention),
+                           affine_of<F>({}, s.g, relu_z), numbers<F>(z), numbers<F>(d_attention),
                            nullptr, nullptr, nullptr, nullptr, sums.data(), dl_sums.data()}
             .run();
       });
@@ -42,18 +42,6 @@ void backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale, Maybe shift, 
     write_list<F>(db, db_.data(), s.g);
   });
 }
-
-namespace {
-
-template <class F>
-std::vector<Affine<F>> affine_of(const Tensor& second, int64_t g, bool relu_z) {
-  const F* const rows = numbers<F>(second);
-  std::vector<Affine<F>> affine(g);
-  for (int64_t k = 0; k < g; ++k) affine[k] = {rows[k], rows[g + k], relu_z};
-  return affine;
-}
-
-}  // namespace
 
 // Between BatchNorms that use the statistics of the batch, where dl has to be known of all images before it goes on:
 // dl [N, g, P], with A = softmax(act_z(gain z + offset)), second [6, g] (rows gain, offset, mean, rstd, ...), and

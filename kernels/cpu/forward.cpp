@@ -127,11 +127,8 @@ void forward(Tensor x, Tensor scale, Maybe shift, Tensor v, Maybe b, Maybe secon
     std::optional<Channels<F>> channels;
     if (with_logits)
       channels.emplace(s, list<F>(scale, s.C), list<F>(shift, s.C), list<F>(v, s.C), list<F>(b, s.g), relu_u);
-    std::vector<Affine<F>> affine(apply ? s.g : 0, Affine<F>{1, 0, relu_z});
-    if (apply && second) {
-      const F* rows = numbers<F>(*second);
-      for (int64_t k = 0; k < s.g; ++k) affine[k].gain = rows[k], affine[k].offset = rows[s.g + k];
-    }
+    std::vector<Affine<F>> affine;
+    if (apply) affine = affine_of<F>(second, s.g, relu_z);
     run<F, decltype(type)>(s, x, y, channels ? &*channels : nullptr, std::move(affine), z, attention, lse);
   });
 }

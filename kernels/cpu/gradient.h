@@ -103,7 +103,7 @@ struct Backward {
         Vec<F> with_zhat{};
         for (int64_t p = 0; p < padded<F>(P); p += LANES<F>) {
           const int64_t count = std::min<int64_t>(P - p, LANES<F>);
-          const Vec<F> z_p = load_some<F>(z + i * P + p, int(count), count == LANES<F>);
+          const Vec<F> z_p = load_some<F>(z + i * P + p, int(count));
           with_zhat += load(da + p) * ((z_p - broadcast(mean)) * broadcast(rstd));
         }
         dl_sums[s.N * s.g + i] = sum_lanes<F>(with_zhat);
@@ -150,9 +150,7 @@ struct Backward {
         const int64_t i = j / rows.parts, r = j % rows.parts;
         start(i, da + i * map_room(), rows.begin(r), rows.end(r));
       });
-    parallel(maps, s.P(), [&](int64_t i) {
-      finish(i, a + i * map_room(), da + i * map_room());
-    });
+    parallel(maps, s.P(), [&](int64_t i) { finish(i, a + i * map_room(), da + i * map_room()); });
     if (dl) return;
     parallel(maps * blocks.parts, s.P() * blocks.size, [&](int64_t j) {
       const int64_t i = j / blocks.parts, b = j % blocks.parts;

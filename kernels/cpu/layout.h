@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
 #include <new>
 
 #include "vectors.h"
@@ -27,7 +26,6 @@ struct Strides {
   int64_t n, c, h, w;
 
   bool rows_joined(const Shape& s) const { return w == 1 && (h == s.W || s.H == 1); }  // a channel is one run
-  bool planes_joined(const Shape& s) const { return rows_joined(s) && (c == s.P() || s.C == 1); }
 };
 
 // A tensor [N, C, H, W], or a part of it.
@@ -73,31 +71,30 @@ class Scratch {
   F *p_, *end_, *next_;
 };
 
-// dst[i] = factor src[i * step] for a row of W; writes whole vectors where dst has room for `room` numbers.
+// dst[i] = src[i * step] for a row of W.
 template <class F, class T>
-ULSAM_INLINE void pack_row(F* dst, const T* src, int64_t step, int64_t W, F factor) {
+ULSAM_INLINE void pack_row(F* dst, const T* src, int64_t step, int64_t W) {
   int64_t i = 0;
   if (step == 1) {
-    const Vec<F> f = broadcast(factor);
     if (W >= LANES<F>) {
-      for (; i + LANES<F> <= W; i += LANES<F>) store(dst + i, load<F>(src + i) * f);
-      if (i < W) store(dst + W - LANES<F>, load<F>(src + W - LANES<F>) * f);
+      for (; i + LANES<F> <= W; i += LANES<F>) store(dst + i, load<F>(src + i));
+      if (i < W) store(dst + W - LANES<F>, load<F>(src + W - LANES<F>));
       return;
     }
   }
-  for (; i < W; ++i) dst[i] = factor * get(src + i * step);
+  for (; i < W; ++i) dst[i] = get(src + i * step);
 }
 
-// Rows [r0, r1) of one channel, `to` numbers apart, times factor. `end`: memory up to there may be read.
+// Rows [r0, r1) of one channel, `to` numbers apart. `end`: memory up to there may be read.
 template <class F, class T>
-void pack_rows(F* dst, int64_t to, const T* src, const Strides& s, int64_t r0, int64_t r1, int64_t W, F factor,
+void pack_rows(F* dst, int64_t to, const T* src, const Strides& s, int64_t r0, int64_t r1, int64_t W,
                const T* end) {
   for (int64_t r = r0; r < r1; ++r, dst += to) {
     const T* row = src + r * s.h;
     if (s.w == 1 && W < LANES<F> && to >= LANES<F> && row + LANES<F> <= end)
-      store(dst, load<F>(row) * broadcast(factor));
+      store(dst, load<F>(row));
     else
-      pack_row(dst, row, s.w, W, factor);
+      pack_row(dst, row, s.w, W);
   }
 }
 

@@ -27,7 +27,8 @@ Bounds<T> bounds_of(View<const T> x, const Shape& s) {
 
 // z [P] in rows [r0, r1) of subspace k, from x at its first channel.
 template <class F, class T>
-void logits(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k, const Channels<F>& channels, int64_t r0, int64_t r1) {
+void logits(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k, const Channels<F>& channels,
+            int64_t r0, int64_t r1) {
   Scratch<F> scratch(logits_scratch<F>(s));
   if (order_of<F>(x.s, s) == Order::PIXELS)
     logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch);

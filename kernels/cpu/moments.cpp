@@ -163,7 +163,8 @@ void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps,
       };
       running_m[c] = blend(running_m[c], seen), running_v[c] = blend(running_v[c], unbiased);
     }
-    if (!running_m.empty()) write_list<F>(running_mean, running_m.data(), C), write_list<F>(running_var, running_v.data(), C);
+    write_list<F>(running_mean, running_m.data(), C);
+    write_list<F>(running_var, running_v.data(), C);
   });
 }
 

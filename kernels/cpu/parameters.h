@@ -23,7 +23,6 @@ struct Channels {
   std::vector<F> weight;             // [C]: v |scale|, without act_u
   std::vector<F> bias;               // [g]: b, and without act_u sum v shift too
   bool relu;                         // act_u
-  bool shifted;
   std::vector<int32_t> order;        // [C]: within each subspace those of kappa >= 0 first
   std::vector<Term<F>> terms;        // [C]: in that order
   std::vector<int32_t> negative_at;  // [g]: where in it those of kappa < 0 begin
@@ -32,10 +31,11 @@ struct Channels {
            bool relu_)
       : scale(std::move(scale_)), shift(std::move(shift_)), v(std::move(v_)), bias(std::move(b)), relu(relu_) {
     const int64_t G = s.G();
-    shifted = !shift.empty();
+    const bool shifted = !shift.empty();
     if (!shifted) shift.assign(s.C, 0);
     if (bias.empty()) bias.assign(s.g, 0);
-    kappa.resize(s.C), size.resize(s.C), weight.resize(s.C), order.resize(s.C), terms.resize(s.C), negative_at.resize(s.g);
+    kappa.resize(s.C), size.resize(s.C), weight.resize(s.C);
+    order.resize(s.C), terms.resize(s.C), negative_at.resize(s.g);
     for (int64_t c = 0; c < s.C; ++c) {
       const F a = scale[c];
       kappa[c] = a > 0 ? F(1) : a < 0 ? F(-1) : a == 0 ? F(0) : a;  // NaN stays
@@ -55,7 +55,10 @@ struct Channels {
         bias[k] += constant;
       }
     }
-    for (int64_t i = 0; i < s.C; ++i) terms[i] = {relu ? size[order[i]] : weight[order[i]], shift[order[i]], v[order[i]]};
+    for (int64_t i = 0; i < s.C; ++i) {
+      const int32_t c = order[i];
+      terms[i] = {relu ? size[c] : weight[c], shift[c], v[c]};
+    }
   }
 };
 

@@ -24,8 +24,8 @@ ULSAM_INLINE Vec<F> reweight_run(Y* y, const T* x, const F* a, int64_t count, Ve
     if (count >= L) {
       step(count - L, seen);
     } else {
-      const Vec<F> v = load_some<F>(x, int(count), false), out = v + load_some<F>(a, int(count), false) * v;
-      store_some<F>(y, out, int(count), false);
+      const Vec<F> v = load_some<F>(x, int(count)), out = v + load_some<F>(a, int(count)) * v;
+      store_some<F>(y, out, int(count));
       seen += out * F(0);
     }
   }

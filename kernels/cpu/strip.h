@@ -1,7 +1,8 @@
 // A strip of rows with a vector of channels at each pixel: how x gets there, and dx out of it.
 //
-// Where channels are neighbours in memory (PIXELS), a pixel is a vector already. In PLANES order squares of channels and
-// pixels are turned over. Else numbers move one by one. Lanes beyond the last channel repeat it and are written nowhere.
+// Where channels are neighbours in memory (PIXELS), a pixel is a vector already. In PLANES order squares of channels
+// and pixels are turned over. Else numbers move one by one. Lanes beyond the last channel repeat it and are written
+// nowhere.
 #pragma once
 
 #include "layout.h"
@@ -19,7 +20,7 @@ struct Lanes {
   T* of(int lane) const { return at.p + std::min(lane, count - 1) * at.s.c; }
 };
 
-// f(begin, row, w, count) for every run of pixels of rows [r0, r1) that are neighbours in memory, `begin` of them being
+// f(begin, row, count) for every run of pixels of rows [r0, r1) that are neighbours in memory, `begin` of them being
 // before it in the strip.
 template <class Function>
 ULSAM_INLINE void each_run(bool joined, int64_t W, int64_t r0, int64_t r1, const Function& f) {
@@ -118,10 +119,10 @@ ULSAM_APART void scatter_strip(const Lanes<T>& dx, const Vec<F>* ds, const Lanes
         for (int i = 0; i < dx.count; ++i) {
           F out = run[p][i];
           if constexpr (GIVEN) {
-            const F d = F(get(D.of(i) + r * D.at.s.h + p * D.at.s.w));
+            const F d = F(get(from[i] + r * D.at.s.h + p * D.at.s.w));
             out += d + a[begin + p] * d;
           }
-          put(dx.of(i) + r * dx.at.s.h + p * dx.at.s.w, out);
+          put(to[i] + r * dx.at.s.h + p * dx.at.s.w, out);
         }
     }
   });

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "parameters.h"
+#include "softmax.h"
 #ifdef ULSAM_OWN_THREADS
 #include <thread>
 #endif
@@ -93,6 +94,15 @@ void write_list(const Maybe& t, const F* values, int64_t count) {
     auto* p = (decltype(type)*)t->mutable_data_ptr();
     for (int64_t i = 0; i < count; ++i) put(p + i * step, values[i]);
   });
+}
+
+// What a softmax sees of its logits: rows gain and offset of `second` [6, g], or none for 1 and 0.
+template <class F>
+std::vector<Affine<F>> affine_of(const Maybe& second, int64_t g, bool relu_z) {
+  std::vector<Affine<F>> affine(g, Affine<F>{1, 0, relu_z});
+  if (const F* const rows = numbers<F>(second))
+    for (int64_t k = 0; k < g; ++k) affine[k].gain = rows[k], affine[k].offset = rows[g + k];
+  return affine;
 }
 
 // f(i) for i in [0, items), in parallel where there is work for it; `work`: numbers that an item touches.

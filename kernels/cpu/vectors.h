@@ -154,22 +154,18 @@ ULSAM_INLINE void store(float16* p, Vec<F> v) {
 #endif
 }
 
-// The first `count` lanes; a full store goes where `whole` says that what lies behind may be overwritten.
+// The first `count` lanes.
 template <class F, class T>
-ULSAM_INLINE void store_some(T* p, Vec<F> v, int count, bool whole) {
-  if (whole) {
-    store<F>(p, v);
-    return;
-  }
+ULSAM_INLINE void store_some(T* p, Vec<F> v, int count) {
   T some[LANES<F>];
   store<F>(some, v);
   for (int i = 0; i < count; ++i) p[i] = some[i];
 }
 
-// The first `count` lanes of memory, 0 behind them; a full load where `whole` allows it.
+// The first `count` lanes of memory, 0 behind them.
 template <class F, class T>
-ULSAM_INLINE Vec<F> load_some(const T* p, int count, bool whole) {
-  if (whole) return load<F>(p);
+ULSAM_INLINE Vec<F> load_some(const T* p, int count) {
+  if (count == LANES<F>) return load<F>(p);
   T some[LANES<F>] = {};
   for (int i = 0; i < count; ++i) some[i] = p[i];
   return load<F>(some);

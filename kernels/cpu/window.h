@@ -1,9 +1,10 @@
 // Logits of rows of a map in PLANES order: z[p] = b + sum over c of v act_u(size max over W(p) of kappa x + shift).
 //
 // A tile is NV vectors of columns; it marches down the rows and keeps the horizontal maxima of the last two. A row
-// costs three loads a vector, the columns themselves and those beside them. What is loaded from beyond an edge is another
-// row's; NaN replaces it, which loses every comparison. The last vector of a row ends with the row, so it may overlap the one before it:
-// z is kept with NV whole vectors to a row. A map narrower than a vector is one vector with lanes to spare.
+// costs three loads a vector, the columns themselves and those beside them. What is loaded from beyond an edge is
+// another row's; NaN replaces it, which loses every comparison. The last vector of a row ends with the row, so it may
+// overlap the one before it: z is kept with NV whole vectors to a row. A map narrower than a vector is one vector with
+// lanes to spare.
 //
 // Channels go outside the rows: a strip of z stays in L1 and each channel adds to it. Of maps one or two vectors wide
 // two channels go at once, so that z is loaded and stored half as often (256x7x7: 0.30 ns a number, one by one 0.34,
@@ -70,7 +71,7 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
   for (int c = 0; c + CH <= count; c += CH, x += CH, terms += CH) {
     V size[CH], shift[CH], v[CH];
     const F* p[CH];
-    #pragma GCC unroll 4
+#pragma GCC unroll 4
     for (int i = 0; i < CH; ++i) {
       size[i] = broadcast(NEGATIVE ? -terms[i].size : terms[i].size);
       shift[i] = broadcast(terms[i].shift), v[i] = broadcast(terms[i].v);
@@ -83,7 +84,7 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
     V h0[CH][NV], h1[CH][NV];  // of the row above and of this one
     const int64_t above = r0 > 0 ? -row : 0;
     each([&](auto j) {
-      #pragma GCC unroll 4
+#pragma GCC unroll 4
       for (int i = 0; i < CH; ++i) h0[i][j] = across(p[i] + above, j), h1[i][j] = across(p[i], j);
     });
     F* to = z + first * LANES<F>;
@@ -92,7 +93,7 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
       const int64_t two = r + 2 < H ? 2 * row : row;
       each([&](auto j) {
         V z0 = load(to + j * LANES<F>), z1 = load(to + width + j * LANES<F>);
-        #pragma GCC unroll 4
+#pragma GCC unroll 4
         for (int i = 0; i < CH; ++i) {
           const V h2 = across(p[i] + row, j), h3 = across(p[i] + two, j), m = extreme<NEGATIVE>(h1[i][j], h2);
           z0 = add(z0, extreme<NEGATIVE>(h0[i][j], m), i);
@@ -101,14 +102,14 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
         }
         store(to + j * LANES<F>, z0), store(to + width + j * LANES<F>, z1);
       });
-      #pragma GCC unroll 4
+#pragma GCC unroll 4
       for (int i = 0; i < CH; ++i) p[i] += 2 * row;
     }
     if (r < r1) {
       const int64_t below = r + 1 < H ? row : 0;
       each([&](auto j) {
         V z0 = load(to + j * LANES<F>);
-        #pragma GCC unroll 4
+#pragma GCC unroll 4
         for (int i = 0; i < CH; ++i)
           z0 = add(z0, extreme<NEGATIVE>(extreme<NEGATIVE>(h0[i][j], h1[i][j]), across(p[i] + below, j)), i);
         store(to + j * LANES<F>, z0);
@@ -198,7 +199,7 @@ template <class F, class T>
 ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k,
                                   const Channels<F>& channels, int64_t r0, int64_t r1, Scratch<F>& scratch) {
   const Columns<F> columns(s.W);
-  const int64_t rows_of_z = r1 - r0, count = rows_of_z * columns.width, c0 = k * s.G();
+  const int64_t count = (r1 - r0) * columns.width, c0 = k * s.G();
   const int most = together(columns, strips<F>(s).size);
   F* const total = scratch.take(count);
   F* const part = scratch.take(count);
@@ -231,7 +232,7 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
             continue;
           }
         }
-        pack_rows<F, T>(packed[n], columns.width, p, x.s, first, last, s.W, F(1), bounds.end);
+        pack_rows<F, T>(packed[n], columns.width, p, x.s, first, last, s.W, bounds.end);
         rows[n] = packed[n] - first * columns.width;
       }
       const int64_t row = there ? x.s.h : columns.width;
@@ -252,8 +253,7 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
     const F *t = total + (r - r0) * columns.width, *p = part + (r - r0) * columns.width;
     F* const to = z + r * s.W;
     if (s.W < LANES<F>) {
-      const Vec<F> sum = load(t) + load(p);
-      store_some<F>(to, sum, int(s.W), false);
+      store_some<F>(to, load(t) + load(p), int(s.W));
     } else {
       for (int64_t j = 0; j < columns.vectors; ++j)
         store(to + columns.column(j), load(t + j * LANES<F>) + load(p + j * LANES<F>));

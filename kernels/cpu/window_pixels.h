@@ -87,9 +87,8 @@ ULSAM_APART void logits_of_pixels(F* z, View<const T> x, const Shape& s, int64_t
       }
       for (int m = 0; m < count; ++m)
         for (int64_t r = begin; r < end; r += 2) {
-          const int64_t of_rows[4] = {std::max<int64_t>(r - 1, 0), r, std::min(r + 1, s.H - 1), std::min(r + 2, s.H - 1)};
-          const Vec<F>* rows[4];
-          for (int n = 0; n < 4; ++n) rows[n] = packed[m] + (std::min(of_rows[n], last - 1) - first) * W;
+          auto row = [&](int64_t r) { return packed[m] + (std::min(std::max(r, first), last - 1) - first) * W; };
+          const Vec<F>* const rows[4] = {row(r - 1), row(r), row(r + 1), row(r + 2)};
           Vec<F>* const sum = sums + (r - begin) * W;
           channels.relu ? walk<F, true>(sum, rows, W, terms[m]) : walk<F, false>(sum, rows, W, terms[m]);
         }
