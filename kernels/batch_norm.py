@@ -14,7 +14,7 @@ into the convolution before it. As torch.nn.BatchNorm2d: biased variance to norm
 import torch
 from torch import Tensor
 
-from .contract import FixedNorm, Group, LogitStatistics, Running
+from .contract import Exchange, FixedNorm, Group, LogitStatistics, Running
 
 
 def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, factor: Tensor | None = None) -> None:
@@ -27,6 +27,13 @@ def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, f
         mean = mean + running.bias
     running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
     running.var.lerp_(unbiased.to(running.var.dtype), running.momentum)
+
+
+def mark_updated(exchange: Exchange) -> None:
+    """Tell autograd that a kernel has written the running statistics: what it has saved of them is not what it was."""
+    for running in (exchange.running1, exchange.running2):
+        if running is not None:
+            torch.autograd.graph.increment_version((running.mean, running.var))
 
 
 def without_norm(z: Tensor, b: Tensor | None) -> Tensor:

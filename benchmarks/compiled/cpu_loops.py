@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from ulsam_fused.kernels.cpu import build
 
+from benchmarks.compiled.loops import Instruction, innermost
+
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 _INSTRUCTION = re.compile(r"^ +([0-9a-f]+):\t(\S+) *(.*)$")
 
@@ -49,30 +51,29 @@ class Loop(NamedTuple):
     spills: int  # vectors moved to or from the stack
 
 
-def functions(library: Path) -> dict[str, list[tuple[int, str, str]]]:
-    """Of each function: address, name and operands of its instructions."""
+def functions(library: Path) -> dict[str, list[Instruction]]:
+    """The instructions of each function."""
     command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(library)]
-    found: dict[str, list[tuple[int, str, str]]] = {}
-    code: list[tuple[int, str, str]] = []
+    found: dict[str, list[Instruction]] = {}
+    code: list[Instruction] = []
     for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
         if header := _FUNCTION.match(line):
             code = found.setdefault(header[1], [])
         elif instruction := _INSTRUCTION.match(line):
-            code.append((int(instruction[1], 16), instruction[2], instruction[3]))
+            code.append(Instruction(int(instruction[1], 16), instruction[2], instruction[3]))
     return found
 
 
-def hottest_loop(code: list[tuple[int, str, str]]) -> Loop:
+def hottest_loop(code: list[Instruction]) -> Loop:
     jumps = [
         (address, int(operands.split()[0], 16))
         for address, name, operands in code
         if name.startswith("j") and re.match(r"[0-9a-f]+ <", operands)
     ]
-    spans = [(target, address) for address, target in jumps if code[0][0] <= target <= address]
-    innermost = [a for a in spans if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+    spans = [(target, address) for address, target in jumps if code[0].address <= target <= address]
     loops = []
-    for first, last in innermost:
-        body = [each for each in code if first <= each[0] <= last]
+    for first, last in innermost(spans):
+        body = [each for each in code if first <= each.address <= last]
         vectors = [operands for _, _, operands in body if "%ymm" in operands or "%zmm" in operands]
         width = max((64 if "%zmm" in operands else 32 for operands in vectors), default=0)
         spills = sum("(%rsp" in operands or "(%rbp" in operands for operands in vectors)

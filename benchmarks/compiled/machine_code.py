@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 
 import triton
 
+from benchmarks.compiled.loops import Instruction, innermost
+
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);")
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-
-
-class Instruction(NamedTuple):
-    address: int
-    name: str  # with its suffixes, such as LDG.E.128
-    operands: str
 
 
 class Usage(NamedTuple):
@@ -58,11 +54,8 @@ def hottest_loop(code: list[Instruction], access: str = "LDG") -> list[str]:
         target = re.search(r"0x([0-9a-f]+)", instruction.operands) if instruction.name.startswith("BRA") else None
         if target and int(target[1], 16) < instruction.address - 16:
             loops.append((int(target[1], 16), instruction.address))
-    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    if not innermost:
-        return []
-    bodies = [[each.name for each in code if start <= each.address <= end] for start, end in innermost]
-    return max(bodies, key=lambda body: (sum(name.startswith(access) for name in body), len(body)))
+    bodies = [[each.name for each in code if start <= each.address <= end] for start, end in innermost(loops)]
+    return max(bodies, key=lambda body: (sum(name.startswith(access) for name in body), len(body)), default=[])
 
 
 def widest(code: list[Instruction], access: str) -> int:

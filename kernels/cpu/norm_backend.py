@@ -21,7 +21,7 @@ shift, or beta2 is b. Over several processes, moments and sums are exchanged thr
 import torch
 from torch import Tensor
 
-from ..batch_norm import combine, without_norm
+from ..batch_norm import combine, mark_updated, without_norm
 from ..contract import (
     Exchange,
     FixedNorm,
@@ -66,9 +66,7 @@ def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> No
         attention = torch.empty_like(z) if options.need_attention else None
         lse = z.new_empty(n, num_splits)
         forward_op(x, scale, None, pw, None, second, y, z, attention, lse, num_splits, relu_u, relu_z, False, True)
-        for running in (running1, running2):
-            if running is not None:  # what autograd has saved of them is not what it was
-                torch.autograd.graph.increment_version((running.mean, running.var))
+        mark_updated(exchange)
         return NormForward(y if out_dtype is None else y.to(out_dtype), attention, z, lse, first, second)
 
 

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..batch_norm import combine, exchanged
+from ..batch_norm import combine, exchanged, mark_updated
 from ..contract import (
     Exchange,
     FixedNorm,
@@ -77,9 +77,7 @@ def norm_forward(
             ),
             _float_pair(running2),
         )  # fmt: skip
-    for running in (running1, running2):
-        if running is not None:  # what autograd has saved of them is not what it was
-            torch.autograd.graph.increment_version((running.mean, running.var))
+    mark_updated(exchange)
     return NormForward(y, attention, z, lse, first, second)
 
 

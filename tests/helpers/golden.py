@@ -119,6 +119,20 @@ def make_case(
     )
 
 
+def not_numbers(shape: tuple[int, int, int, int], device: str = "cpu") -> Tensor:
+    """Images that hold, in this order: nothing special, NaN, inf, -inf, a corner of -inf, only -inf, only NaN, ±inf."""
+    x = torch.randn(shape, dtype=torch.float64)
+    inf = torch.inf
+    x[1, 0, 1, 2] = torch.nan
+    x[2, 0, 1, 2] = inf
+    x[3, 0, 1, 2] = -inf
+    x[4, :, :4, :4] = -inf
+    x[5] = -inf
+    x[6, 1] = torch.nan
+    x[7, 0, 0, 0], x[7, 1, -1, -1] = inf, -inf
+    return x.to(device)
+
+
 # --- running an implementation ------------------------------------------------------------------------------------
 
 

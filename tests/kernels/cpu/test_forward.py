@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from ulsam_fused.kernels.cpu import backend, build
 
-from tests.helpers.golden import Case, Results, attention_of, check, make_case, run_forward, run_reference
+from tests.helpers.golden import Case, Results, attention_of, check, make_case, not_numbers, run_forward, run_reference
 from tests.helpers.layouts import STRIDED, channels_last
 
 pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
@@ -162,20 +162,6 @@ def test_a_view_at_the_end_of_its_buffer_and_canaries(layout: Callable[[Tensor],
 
 
 # --- what is not a number -----------------------------------------------------------------------------------------
-
-
-def not_numbers(shape: tuple[int, int, int, int]) -> Tensor:
-    """Images that hold, in this order: nothing special, NaN, inf, -inf, a corner of -inf, only -inf, only NaN, ±inf."""
-    x = torch.randn(shape, dtype=torch.float64)
-    inf = torch.inf
-    x[1, 0, 1, 2] = torch.nan
-    x[2, 0, 1, 2] = inf
-    x[3, 0, 1, 2] = -inf
-    x[4, :, :4, :4] = -inf
-    x[5] = -inf
-    x[6, 1] = torch.nan
-    x[7, 0, 0, 0], x[7, 1, -1, -1] = inf, -inf
-    return x
 
 
 @FORMATS

@@ -8,6 +8,7 @@ from ulsam_fused.kernels.cpu import build
 
 from benchmarks.compiled import cpu_loops
 from benchmarks.compiled.cpu_loops import BUDGETS, Loop
+from benchmarks.compiled.loops import Instruction
 
 
 def why_not() -> str | None:
@@ -30,7 +31,7 @@ def test_inner_loops() -> None:
 
 
 def test_loops_are_found_and_spills_counted() -> None:
-    code = [
+    listed = [
         (0x10, "vaddss", "%xmm0,%xmm1,%xmm1"),  # a scalar loop
         (0x14, "jne", "10 <f+0x0>"),
         (0x20, "vmovups", "(%rdi),%ymm0"),  # a loop around the next
@@ -42,5 +43,6 @@ def test_loops_are_found_and_spills_counted() -> None:
         (0x38, "jne", "20 <f+0x10>"),
         (0x3C, "jmp", "50 <f+0x40>"),  # forward
     ]
+    code = [Instruction(*each) for each in listed]
     assert cpu_loops.hottest_loop(code) == Loop(instructions=5, width=32, spills=1)
     assert cpu_loops.hottest_loop(code[:2]).width == 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig
 
-from tests.helpers.golden import Case, Results, attention_of, check, make_case, run_forward, run_reference
+from tests.helpers.golden import Case, Results, attention_of, check, make_case, not_numbers, run_forward, run_reference
 from tests.helpers.launches import slab, split
 from tests.helpers.layouts import STRIDED, first_channels_last, unaligned
 
@@ -197,20 +197,6 @@ def test_strided_x_of_16_bits_split(layout: Callable[[Tensor], Tensor], device: 
 # --- what is not a number -----------------------------------------------------------------------------------------
 
 NUMPY_WARNS = pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")
-
-
-def not_numbers(shape: tuple[int, int, int, int], device: str) -> Tensor:
-    """Images that hold, in this order: nothing special, NaN, inf, -inf, a corner of -inf, only -inf, only NaN, ±inf."""
-    x = torch.randn(shape, dtype=torch.float64)
-    inf = torch.inf
-    x[1, 0, 1, 2] = torch.nan
-    x[2, 0, 1, 2] = inf
-    x[3, 0, 1, 2] = -inf
-    x[4, :, :4, :4] = -inf
-    x[5] = -inf
-    x[6, 1] = torch.nan
-    x[7, 0, 0, 0], x[7, 1, -1, -1] = inf, -inf
-    return x.to(device)
 
 
 @NUMPY_WARNS
