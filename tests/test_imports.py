@@ -21,6 +21,7 @@ ROOMS = (
     ("__main__",),
     ("train",),
     ("cli",),
+    ("cli.options",),
     ("bench",),
     ("console",),
     ("",),
@@ -38,7 +39,7 @@ ROOMS = (
     ("backends", "distributed", "state_dict"),
     ("kernels.cpu",),
     ("kernels",),
-    ("reference", "_version", "_checkout"),
+    ("reference", "_version", "_checkout", "_names", "_startup"),
 )
 
 

@@ -16,14 +16,6 @@ from ..console import devices
 from ..console.errors import UserError, one_line
 from ..functional import subspace_attention
 
-_DESCRIPTION = """\
-Compares every fused backend that can serve here with the reference in float64: the attention A, y - x, y, the
-gradients, and whether a second run gives the same bits. Numbers are relative errors: dx-dy is what the layer adds to
-the gradient that passes through, dx(A) the gradient of x through A alone. Each may be twice what eager PyTorch loses in
-the same type on the same inputs, plus rounding of the type and of float32 sums.
-Prints a line for each backend and every failure; with --verbose a line for each case, "!" at what is above.
-"""
-
 
 class Worst(NamedTuple):
     """The quantity of all cases whose error takes most of its tolerance."""
@@ -42,19 +34,6 @@ class Outcome(NamedTuple):
     passed: int
     failed: int
     worst: Worst | None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = _DESCRIPTION
-    parser.epilog = (
-        "examples:\n  ulsam-fused check --quick\n  ulsam-fused check --backend torch --device cpu\n"
-        "  TRITON_INTERPRET=1 ulsam-fused check --quick     the Triton kernels on a CPU, small sizes\n\n"
-        "Exit code 1 when anything differs."
-    )
-    parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this one; repeatable")
-    devices.add_device_argument(parser)
-    parser.add_argument("--quick", action="store_true", help="formats, maps and activations by turns")
-    parser.add_argument("--verbose", action="store_true", help="print every case with its errors")
 
 
 def run(args: argparse.Namespace) -> int:

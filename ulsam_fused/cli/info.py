@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import backends
+from .._names import BACKENDS
 from .._version import __version__
 from ..console import devices
 from ..console.errors import UserError
@@ -18,12 +19,6 @@ VARIABLES = (
     backends.ENVIRONMENT, "TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Versions, devices, the backend that a call takes on each device and why, and what can serve."
-    parser.epilog = "examples:\n  ulsam-fused info\n  ulsam-fused info --json"
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +55,7 @@ def _device(device: torch.device) -> dict[str, Any]:
         facts["memory_gib"] = round(properties.total_memory / 2**30, 1)
     chosen, why = _auto(device)
     facts["auto"] = {"backend": chosen, "why": why}
-    facts["backends"] = {name: backends.why_not(name, device) or "yes" for name in backends.BACKENDS if name != "auto"}
+    facts["backends"] = {name: backends.why_not(name, device) or "yes" for name in BACKENDS if name != "auto"}
     return facts
 
 

@@ -1,8 +1,9 @@
-"""The argument parser of every command."""
+"""The argument parser of every command, and the options that several have. PyTorch is not imported."""
 
 import argparse
 from typing import Any, NoReturn
 
+from .._names import ATTENTION, MODELS
 from .errors import UserError
 
 
@@ -19,3 +20,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--model, --insert, --replace, --width and --attention, all None where they are not given."""
+    group = parser.add_argument_group("a model (layers are numbered from 1, the stem)")
+    group.add_argument("--model", choices=MODELS)
+    group.add_argument(
+        "--insert", action="append", metavar="LAYER=G", help="put a ULSAM of G subspaces after it; repeatable"
+    )
+    group.add_argument("--replace", action="append", metavar="LAYER=G", help="put a ULSAM in place of it; repeatable")
+    group.add_argument("--width", type=float, metavar="W", help="multiplies the channels (default: 1.0)")
+    group.add_argument("--attention", choices=ATTENTION, help="the paper's ULSAM, or its authors' (default: paper)")
+    return group

@@ -44,7 +44,7 @@ class Views(Dataset[Item]):
     In training the next readable image takes the place of an unreadable one. In a test the view is None then.
 
     Args:
-        reader: one of `transforms.READERS`.
+        reader: "pillow" or "torchvision".
         size: side of a view in pixels, S.
         resize: a test image's shorter side before it is cropped, in pixels.
     """

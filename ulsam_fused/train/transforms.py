@@ -19,7 +19,6 @@ from ..console.errors import UserError, one_line
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-READERS = ("pillow", "torchvision")
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Share of the area and aspect ratio of a training crop; source: Szegedy et al., CVPR 2015, and torchvision."""
 

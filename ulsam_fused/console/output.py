@@ -1,0 +1,67 @@
+"""What a command prints, and its exit code whatever becomes of that.
+
+A character that the output cannot show is printed as its escape, so a file name never ends a command. Where standard
+output cannot be written, one line on standard error says so.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from .errors import UserError
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE, as a shell reports it."""
+
+
+def exit_code(program: str, command: Callable[[], int]) -> int:
+    """Run a command; its exit code. What a user or the machine has to answer for is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            code = command()
+        except SystemExit as stop:  # --help and --version have printed and are done
+            code = int(stop.code or 0)
+        if sys.stdout is not None:  # None: it was closed before Python started
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, `head` for one, has gone
+        code, message = BROKEN_PIPE, ""
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    except UserError as error:
+        code, message = 2, f"error: {error}"
+    except OSError as error:
+        code, message = 2, f"error: {error.filename or 'the output'}: {error.strerror or error}"
+    if message:
+        note(f"{program}: {message}")
+    flush()
+    return code
+
+
+def note(line: str) -> None:
+    """One line on standard error, if that can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Write what is pending to standard output; if that fails, drop it, for Python would fail with it at its end."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        discard()
+
+
+def discard() -> None:
+    """Send standard output to nowhere from now on."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nothing to redirect
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
