@@ -30,6 +30,7 @@ def test_imagefolder(tmp_path: Path) -> None:
     imagefolder(tmp_path, 1, 1)
     (tmp_path / "train/a/notes.txt").write_text("no image")
     images(tmp_path, ["train/b/deeper/1.JPEG"])
+    images(tmp_path, ["train/a/._0.jpg", "train/.ipynb_checkpoints/0.jpg", "val/.c/0.jpg", "val/a/.d/0.jpg"])
     train, val = _sets("imagefolder", tmp_path)
     assert train == {"train/a/0.png": "a", "train/b/0.png": "b", "train/b/deeper/1.JPEG": "b"}
     assert val == {"val/a/0.png": "a", "val/b/0.png": "b"}

@@ -51,11 +51,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
     replace(path, lambda file: file.write(text.encode("utf-8", errors="backslashreplace")))
 
 
-def replace(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
+def replace(path: pathlib.Path, write: Callable[[IO[bytes]], object], keep: pathlib.Path | None = None) -> None:
     """Let `write` fill a new file beside `path`, wait until the disk has it, and give it this name.
 
-    Nobody finds half a file under its name, and nothing is left over where that fails. What is no regular file, such as
-    /dev/null or a pipe, is written to directly.
+    The file that had the name is renamed to `keep`. Nobody finds half a file under its name, and nothing is left over
+    where that fails. What is no regular file, such as /dev/null or a pipe, is written to directly.
 
     Raises:
         UserError: it cannot be written; the message says why.
@@ -72,6 +72,8 @@ def replace(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
                 write(file)
                 file.flush()
                 sync(file.fileno())
+            if keep is not None and target.exists():
+                os.replace(target, keep)
             os.replace(new, target)
         except BaseException:
             with contextlib.suppress(OSError):

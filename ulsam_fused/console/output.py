@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it."""
@@ -65,3 +65,27 @@ def discard() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+class Attempts:
+    """Prints and writes what a long run tells about itself. Nothing that goes wrong in that ends the run."""
+
+    def __init__(self) -> None:
+        self._failed: set[str] = set()
+
+    def __call__(self, what: str, action: Callable[[], object]) -> bool:
+        """Whether it went well. A failure is told on standard error, once until it goes well again."""
+        try:
+            action()
+        except Exception as error:  # file systems, terminals and TensorBoard raise what they like
+            if what not in self._failed:
+                self._failed.add(what)
+                note(f"{what}: {one_line(error)}; this is left out, and the work goes on")
+            return False
+        self._failed.discard(what)
+        return True
+
+    def say(self, *lines: str) -> None:
+        """Print the lines. Once that has failed, nothing is printed any more."""
+        if not self("standard output", lambda: print("\n".join(lines), flush=True)):
+            discard()
