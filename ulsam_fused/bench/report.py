@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import sys
 import textwrap
 
 from ..console.tables import aligned
@@ -11,11 +10,6 @@ from .providers import Provider
 from .rows import Heading, Result, Row, workload_of
 
 WIDTH = 100  # columns of a screen
-
-
-def progress(line: str) -> None:
-    """What is being done, on standard error: standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def heading_lines(heading: Heading) -> list[str]:

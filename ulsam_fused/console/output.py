@@ -1,9 +1,10 @@
 """What a command prints, and its exit code whatever becomes of that.
 
-A character that the output cannot show is printed as its escape, so a file name never ends a command. Where standard
-output cannot be written, one line on standard error says so.
+A character that the output cannot show is printed as a plain one or as its escape, so no file name ends a command.
+Where standard output cannot be written, one line on standard error says so.
 """
 
+import codecs
 import contextlib
 import io
 import os
@@ -16,11 +17,25 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it."""
 
 
+_PLAIN = {"−": "-", "–": "-", "…": "...", "²": "2", "×": "x", "µ": "u", "·": "*"}
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Python's handler of errors for what an encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    text = "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in characters)
+    return text, error.end
+
+
+codecs.register_error(_plainly.__name__, _plainly)
+
+
 def exit_code(program: str, command: Callable[[], int]) -> int:
     """Run a command; its exit code. What a user or the machine has to answer for is one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_plainly.__name__)
     try:
         try:
             code = command()
