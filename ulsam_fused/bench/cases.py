@@ -83,8 +83,14 @@ def full() -> Iterator[Case]:
     yield from _special(SMALL)
 
 
-def quick() -> Iterator[Case]:
+def usual() -> Iterator[Case]:
     """Every size in every type, formats and styles by turns."""
+    yield from _by_turns(TINY + SMALL + PLACEMENTS)
+    yield from _special(SMALL)
+
+
+def quick() -> Iterator[Case]:
+    """As `usual`, without the largest sizes."""
     yield from _by_turns(TINY + SMALL + PLACEMENTS[2:3])
     yield from _special(SMALL[:1])
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if devices.interpreted(name, device):
             rows = cases.interpreted(args.quick)
         else:
-            rows = cases.quick() if args.quick else cases.full()
+            rows = cases.quick() if args.quick else cases.full() if args.full else cases.usual()
         start = time.perf_counter()
         if args.verbose:
             print(f"\nbackend {name}\n{_HEAD}")

@@ -17,7 +17,7 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it."""
 
 
-_PLAIN = {"−": "-", "–": "-", "…": "...", "²": "2", "×": "x", "µ": "u", "·": "*"}
+_PLAIN = {"−": "-", "–": "-", "…": "...", "²": "2", "×": "x", "µ": "u", "·": "*", "✗": "x"}
 
 
 def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
