@@ -64,6 +64,13 @@ def note(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def progress(line: str) -> None:
+    """A line that the next one overwrites, "" for none; on standard error, if that is a terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
 def flush() -> None:
     """Write what is pending to standard output; if that fails, drop it, for Python would fail with it at its end."""
     if sys.stdout is None:
