@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 
-from ._names import BACKENDS
+from ._names import BACKENDS as BACKENDS
 from .kernels.contract import Backend, NormBackend
 
 ENVIRONMENT = "ULSAM_FUSED_BACKEND"

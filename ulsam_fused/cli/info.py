@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def gather() -> dict[str, Any]:
         "torch_hip": torch.version.hip,
         "triton": devices.triton_version(),
         "triton_problem": _triton_problem(),
+        "c_compiler": _c_compiler(),
         "threads": torch.get_num_threads(),
         "devices": [_device(device) for device in here],
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -85,6 +87,12 @@ def _triton_problem() -> str | None:
     return None
 
 
+def _c_compiler() -> str | None:
+    """What Triton compiles its start of a kernel with; None where it finds nothing."""
+    named = os.environ.get("CC")
+    return next((path for name in ([named] if named else ["gcc", "clang"]) if (path := shutil.which(name))), None)
+
+
 def _text(facts: dict[str, Any]) -> str:
     build = "built for CPU only"
     if facts["torch_cuda"] or facts["torch_hip"]:
@@ -94,6 +102,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"python       {facts['python']}, {facts['platform']}",
         f"torch        {facts['torch']} ({build})",
         f"triton       {facts['triton'] or 'not importable: ' + str(facts['triton_problem'])}",
+        f"C compiler   {facts['c_compiler'] or 'none, which Triton needs on a GPU: install gcc, or name one in CC'}",
         f"threads      {facts['threads']}",
         "environment  " + (", ".join(f"{k}={v}" for k, v in facts["environment"].items()) or "nothing set"),
     ]

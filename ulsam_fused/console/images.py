@@ -65,7 +65,7 @@ def in_rgb(image: "Picture", kind: str | None) -> "Picture":
     values = numpy.asarray(image).astype(numpy.float64)
     finite = numpy.isfinite(values)
     low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
-    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    ranges: tuple[float, ...] = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
     if image.mode.startswith("I;") or kind in ("PNG", "PPM"):  # mode I too has 16 bits in these
         ranges = (65535.0,)
     top = next((top for top in ranges if low >= 0 and high <= top), None)
