@@ -28,10 +28,10 @@ _EXAMPLES = """\
 examples:
   ulsam-fused info
   ulsam-fused check
-  ulsam-fused bench --case 8x512x14x14/g4 --direction forward+backward --json out.json
+  ulsam-fused bench --case 8x512x14x14/g4 --direction forward --json out.json
   ulsam-fused attend photo.jpg --num-splits 4 -o attention.png
   ulsam-fused count --model mobilenet_v2 --insert 17=4
-  eval "$(ulsam-fused --print-completion bash)"          Tab completes commands, options and files
+  eval "$(ulsam-fused --print-completion bash)"    Tab completes words and files
 
 `ulsam-fused COMMAND --help` explains a command. Exit code: 0 done, 1 a check failed, 2 an error in the request
 or an output that cannot be written.

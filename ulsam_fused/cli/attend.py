@@ -87,7 +87,7 @@ def attend(picture: Tensor, num_splits: int, seed: int, backend: str) -> Tensor:
 def _print(picture: Tensor, maps: Tensor, backend: str, device: torch.device) -> None:
     g, h, w = maps.shape
     print(f"picture {picture.shape[2]} x {picture.shape[1]}, {g} maps of {w} x {h}, backend {backend} on {device}")
-    print(f"untrained: fixed filters, random weights. A uniform map has max*H*W 1 and entropy {math.log(h * w):.2f}")
+    print(f"untrained: fixed filters, random weights. Uniform: max*H*W 1, entropy {math.log(h * w):.2f}")
     print(f"{'subspace':>8} {'max*H*W':>9} {'entropy':>8}  channels respond to")
     for k, a in enumerate(maps):
         print(f"{k:>8} {peak(a):>9.1f} {entropy(a):>8.2f}  {families_of(k, g)}")
@@ -130,9 +130,9 @@ def _network(args: argparse.Namespace, path: pathlib.Path, output: pathlib.Path)
                 Panel(f"layer {layer}, subspace {k}\nHW·map from {low:.2f} to {top:.2f}", network_maps.spread(a))
             )
     crop = f"shorter side {images.SHORTER}, its middle {images.CROP} x {images.CROP}"
-    print(f"{crop}; {model_options.describe(args)}, backend {backend} on {device}")
+    print(f"{model_options.describe(args)}, backend {backend} on {device}")
     print(weights)
-    print("a uniform map has max*H*W 1")
+    print(f"{crop}; a uniform map has max*H*W 1")
     print("\n".join(aligned(table, left=0)))
     draw(shown, panels, f"{model_options.describe(args)}\n{weights}; each map on its own scale", output)
     print(output.resolve())

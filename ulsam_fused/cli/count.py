@@ -1,6 +1,7 @@
 """`ulsam-fused count`: parameters and multiply-accumulates of the paper's tables, and of one's own model."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def _own_model(args: argparse.Namespace, show: Callable[[str], None]) -> dict[st
     show(f"{'':<16} {'this model':>14} {'without ULSAM':>14} {'difference':>14} {'in %':>8}")
     for name, here, there in zip(("weights", "all parameters", "MACs"), ours, plain, strict=True):
         show(f"{name:<16} {here:>14,} {there:>14,} {here - there:>+14,} {100 * (here / there - 1):>+8.2f}")
-    show(f"{RULES}\nAll parameters: biases and norms too.")
+    show(textwrap.fill(f"{RULES} All parameters: biases and norms too.", 80))
     return {
         "model": args.model,
         "width": 1.0 if args.width is None else args.width,

@@ -1,7 +1,9 @@
 """The argument parser of every command, and the options that several have. PyTorch is not imported."""
 
 import argparse
+import itertools
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._names import ATTENTION, MODELS
@@ -11,15 +13,26 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps the paragraphs of description and epilog to the screen; indented lines, the examples, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for is_prose, block in itertools.groupby(text.splitlines(), key=lambda line: line[:1].strip() != ""):
+            paragraph = list(block)
+            lines += textwrap.wrap(" ".join(paragraph), width) if is_prose else paragraph
+        return "\n".join(lines)
+
+
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviated options, and prints its description and epilog as they are written.
+    """Takes no abbreviated options.
 
     A wrong command line is a UserError, which `main` prints as one line; argparse would print its usage and exit.
     """
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("allow_abbrev", False)
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Formatter)
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:

@@ -100,7 +100,7 @@ def modules_text(modules: list[Module], markdown: bool = False) -> str:
     legend = textwrap.wrap(
         f"At {CHANNELS}x{SIDE}x{SIDE}. {RULES} Pooling, softmax, activations and reweighting are not counted, for any "
         "of them. The paper prints 1.0 k parameters and 0.2 M for ULSAM.",
-        120,
+        80,
         break_on_hyphens=False,
     )
     return "\n".join([*(piped if markdown else aligned)(table), "", *legend])
@@ -155,4 +155,4 @@ def _legend(lines: list[Compared]) -> list[str]:
     for line in off:
         row = line.row
         notes.append(f"✗ {_name(row)}, {row.dataset}, {row.variant}, {row.macs} M: {row.note or 'no reason is known'}.")
-    return [text for note in notes for text in [*textwrap.wrap(note, 120, break_on_hyphens=False), ""]][:-1]
+    return [text for note in notes for text in [*textwrap.wrap(note, 80, break_on_hyphens=False), ""]][:-1]
