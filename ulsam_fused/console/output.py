@@ -102,7 +102,8 @@ class Attempts:
         except Exception as error:  # file systems, terminals and TensorBoard raise what they like
             if what not in self._failed:
                 self._failed.add(what)
-                note(f"{what}: {one_line(error)}; this is left out, and the work goes on")
+                reason = str(error) if isinstance(error, UserError) else f"{what}: {one_line(error)}"
+                note(f"{reason}; this is left out, and the work goes on")
             return False
         self._failed.discard(what)
         return True
