@@ -99,8 +99,8 @@ def test_a_standard_error_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch
 
 
 def test_json_to_standard_output_is_alone_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rows = ["bench", *FORWARD[1:]]
-    for words, key in ((rows, "rows"), (["count"], "models"), (["count", "--modules"], "modules")):
+    one_model = ["count", "--model", "mobilenet_v2", "--width", "0.1"]
+    for words, key in ((FORWARD, "rows"), (one_model, "weights"), (["count", "--modules"], "modules")):
         for name in ("-", "/dev/stdout"):
             code, text = _printed([*words, "--json", name], monkeypatch, "ascii")
             assert code == 0

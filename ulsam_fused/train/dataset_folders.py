@@ -145,10 +145,10 @@ def _inner(folder: pathlib.Path, name: str, mark: str) -> pathlib.Path:
 def _lines(path: pathlib.Path) -> list[str]:
     """The lines of a text file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names as the file system gives them
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     return [line for line in map(str.strip, text.splitlines()) if line]
 

@@ -47,7 +47,7 @@ def find(
     if processes.first:
         try:
             found = _find(args, identity, notice)
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = str(error)
     found, problem = processes.share((found, problem))
     if problem:
