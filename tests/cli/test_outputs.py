@@ -78,6 +78,7 @@ def test_a_closed_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", None)
             assert cli.main(words) == 0, words
+            assert cli.main(["count", "--json", "-"]) == 2  # that was all it should do
         reader, writer = os.pipe()
         os.close(reader)
         capsys.readouterr()

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import IO
 
@@ -22,6 +23,8 @@ def is_stdout(path: pathlib.Path | None) -> bool:
 def check_output(path: pathlib.Path) -> None:
     """Raises UserError where a file cannot be written, before the work that it is for."""
     if is_stdout(path):
+        if sys.stdout is None:
+            raise UserError(f"{path}: standard output is closed")
         return
     folder = path.resolve().parent
     if not folder.is_dir():
