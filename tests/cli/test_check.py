@@ -144,6 +144,11 @@ def test_which_table_is_worked_through(monkeypatch: pytest.MonkeyPatch, capsys: 
     for words in ([], ["--quick"], ["--full"]):
         cli.main(["check", "--backend", "torch", "--device", "cpu", *words])
     assert taken == ["usual", "quick", "full"]
+    monkeypatch.setattr(check.devices, "interpreted", lambda name, device: True)
+    monkeypatch.setattr(cases, "interpreted", lambda quick: iter(taken.append(f"interpreted {quick}") or ()))
+    for words in ([], ["--full"]):
+        cli.main(["check", "--backend", "torch", "--device", "cpu", *words])
+    assert taken[3:] == ["interpreted True", "interpreted False"]
     assert cli.main(["check", "--quick", "--full"]) == 2
 
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     passed = failed = 0
     for name in names:
         if devices.interpreted(name, device):
-            rows = cases.interpreted(args.quick)
+            rows = cases.interpreted(quick=not args.full)
         else:
             rows = cases.quick() if args.quick else cases.full() if args.full else cases.usual()
         start = time.perf_counter()

@@ -18,7 +18,7 @@ _EPILOG = """\
 examples:
   ulsam-fused check
   ulsam-fused check --verbose --backend torch --device cpu
-  TRITON_INTERPRET=1 ulsam-fused check --quick     the Triton kernels on a CPU, small sizes
+  TRITON_INTERPRET=1 ulsam-fused check     the Triton kernels on a CPU, few sizes
 
 By default every size is compared in every type, formats, maps and activations by turns, within half a minute on two
 cores. Exit code 1 when anything differs.
