@@ -54,6 +54,7 @@ demo: $(FILES) ## what this machine has, fused against reference, a short benchm
 	@mkdir -p out
 	$(BIN)/ulsam-fused bench --quick --json out/bench.json --plot out/bench.png
 	$(BIN)/ulsam-fused attend --demo --output out/attention.png
+	@$(BIN)/python -m benchmarks.demo out/bench.json out/bench.png out/attention.png
 
 # Triton 3.6 is the oldest that is supported, 3.7.1 the one that the tests pin, 3.9 the newest that was tried.
 # `make test` compiles for sm_90 only; the last line runs its test of every configuration for the other two.

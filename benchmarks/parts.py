@@ -16,6 +16,7 @@ from typing import NamedTuple
 from benchmarks.published.schema import file_name
 from ulsam_fused.bench import rows
 from ulsam_fused.bench.rows import Result, workload_of
+from ulsam_fused.console import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT_OF_TIME = 124  # exit status, as of the command `timeout`
@@ -74,14 +75,15 @@ def measure(
         command = ["-m", "ulsam_fused", "bench", *part.options, "--json", str(output)]
         outcome[part.name], text = run(command, logs / f"bench-{part.name}.log", left)
         print(text if outcome[part.name] == 0 else "\n".join(text.splitlines()[-5:]), flush=True)
-        if output.exists():
-            new = rows.read(output)
+        found = next((path for path in (output, files.part(output)) if path.exists()), None)
+        if found is not None:
+            new = rows.read(found)
             if commit is not None:
                 new["commit"] = commit
             result = new if result is None else joined(result, new)
             path = folder / file_name(result)
-            rows.write(path, result)
-            output.unlink()
+            files.write_json(path, result)
+            found.unlink()
     return path, outcome
 
 

@@ -4,12 +4,14 @@ import ast
 import functools
 import graphlib
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 import ulsam_fused
 from tests.helpers.processes import ROOT, run_python
+from ulsam_fused import _startup
 
 PACKAGE = Path(ulsam_fused.__file__).resolve().parent
 KERNELS = PACKAGE / "kernels" if (PACKAGE / "kernels").is_dir() else PACKAGE.parent / "kernels"
@@ -21,6 +23,7 @@ ROOMS = (
     ("__main__",),
     ("train",),
     ("cli",),
+    ("cli.options",),
     ("bench",),
     ("console",),
     ("",),
@@ -38,7 +41,7 @@ ROOMS = (
     ("backends", "distributed", "state_dict"),
     ("kernels.cpu",),
     ("kernels",),
-    ("reference", "_version", "_checkout"),
+    ("reference", "_version", "_checkout", "_names", "_startup"),
 )
 
 
@@ -105,6 +108,28 @@ print("all hold")
 @pytest.mark.slow  # imports PyTorch and Triton
 def test_what_imports_bring(tmp_path: Path) -> None:
     assert run_python(["-c", _CLAIMS], cwd=tmp_path, env={"PYTHONPATH": str(PACKAGE.parent)}) == "all hold\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "whole", "expected"),
+    [
+        ("-m", ["python", "-m", "ulsam_fused", "info"], True),
+        ("-m", ["python", "-u", "-m", "ulsam_fused.train", "--data", "x"], True),
+        ("-m", ["python", "-mulsam_fused.cli"], True),
+        ("-m", ["python", "-m", "benchmarks.on_cpu"], False),
+        ("/home/x/bin/ulsam-fused", ["python", "/home/x/bin/ulsam-fused", "info"], True),
+        ("ulsam-fused.exe", ["ulsam-fused.exe"], True),
+        ("/lib/pytest/__main__.py", ["python", "-m", "pytest", "ulsam_fused"], False),
+        ("train.py", ["python", "train.py", "-m", "ulsam_fused"], False),
+        ("", ["python"], False),
+    ],
+)
+def test_a_command_is_known_by_how_python_was_started(
+    first: str, whole: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [first])
+    monkeypatch.setattr(sys, "orig_argv", whole)
+    assert _startup.is_command() is expected
 
 
 def test_nothing_else_of_the_repository_is_inside_the_package() -> None:

@@ -7,19 +7,20 @@
 Triton kernels on GPUs, vectorised PyTorch elsewhere; `uf.explain(x, num_splits)` says which and why.
 """
 
-from . import (
-    _checkout,  # noqa: F401  in a checkout: where ulsam_fused.kernels is
-    models,
-    reference,
-    upstream,
-)
+from typing import TYPE_CHECKING
+
+from . import _checkout  # noqa: F401  in a checkout: where ulsam_fused.kernels is
+from ._startup import is_command
 from ._version import __version__
-from .backends import get_backend, set_backend
-from .conversion.fuse import fuse, unfuse
-from .distributed import sync_batchnorm
-from .explanation import explain
-from .functional import subspace_attention
-from .modules import ULSAM
+
+if TYPE_CHECKING or not is_command():
+    from . import models, reference, upstream
+    from .backends import get_backend, set_backend
+    from .conversion.fuse import fuse, unfuse
+    from .distributed import sync_batchnorm
+    from .explanation import explain
+    from .functional import subspace_attention
+    from .modules import ULSAM
 
 __all__ = [
     "ULSAM",

@@ -14,9 +14,9 @@ from typing import cast
 
 import torch
 
+from ._names import BACKENDS as BACKENDS
 from .kernels.contract import Backend, NormBackend
 
-BACKENDS = ("auto", "triton", "cpp", "torch", "reference")
 ENVIRONMENT = "ULSAM_FUSED_BACKEND"
 _FOLDERS = {
     "triton": "ulsam_fused.kernels.gpu",

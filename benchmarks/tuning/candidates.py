@@ -34,7 +34,7 @@ from ulsam_fused.bench import rows as bench_rows
 from ulsam_fused.bench.cases import LAYOUTS
 from ulsam_fused.bench.timing import Call
 from ulsam_fused.bench.workload import check_case
-from ulsam_fused.console import devices
+from ulsam_fused.console import devices, files
 from ulsam_fused.console.errors import UserError
 
 COMPILING = 0.6  # share of the time, at most
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, device: torch.device) -> tuple[pathlib.Path, l
             left += 1
             continue
         rows += measured(target, device, these, verdicts)
-        bench_rows.write(path, {**result, "candidates": rows})
+        files.write_json(path, {**result, "candidates": rows})
         print(f"{target}: {sum(row['error'] is None for row in rows)} times taken so far", file=sys.stderr, flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # graphs keep what they have allocated

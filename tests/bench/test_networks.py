@@ -10,7 +10,7 @@ from torch import nn
 
 from ulsam_fused import cli, modules
 from ulsam_fused.bench import networks
-from ulsam_fused.cli import bench
+from ulsam_fused.cli.options import bench
 
 TINY = [
     "bench", "--model", "mobilenet_v1", "--width", "0.25", "--batch", "2", "--size", "32", "--device", "cpu",

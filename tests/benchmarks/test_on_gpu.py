@@ -15,7 +15,7 @@ from ulsam_fused.bench.cases import LAYOUTS
 from ulsam_fused.bench.directions import DIRECTIONS
 from ulsam_fused.bench.providers import providers
 from ulsam_fused.bench.workload import check_case
-from ulsam_fused.cli import bench
+from ulsam_fused.cli.options import bench
 
 
 def test_nothing_is_measured_without_a_gpu(

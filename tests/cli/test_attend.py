@@ -1,6 +1,7 @@
 """`ulsam-fused attend`: the figure has a panel for each subspace, and says what the maps really are."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         assert part in printed
         assert len(printed.splitlines()) == 1
     assert not (tmp_path / "o.png").exists()
+
+
+def test_a_name_of_weights_is_neither_mathematics_nor_always_text(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"\xe9.png")
+    out.write_bytes(b"old")
+    name = os.fsdecode(b"br\xe9ken $x^$.pth")
+    drawing.draw(torch.zeros(3, 8, 8), [drawing.Panel("a", torch.zeros(2, 2))], f"weights of {name}", out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.slow  # draws a picture

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -38,11 +39,14 @@ def test_check_passes_and_counts(few_cases: None, capsys: pytest.CaptureFixture[
     assert cli.main(command) == 0
     device, backend, last = lines_of(capsys.readouterr().out)
     assert device.startswith("cpu")
-    assert re.fullmatch(r"torch   passed  worst: \S+ \S+ of \S+ allowed \(2x6x7x5/g2 [^)]+\)  \d+\.\d s", backend)
-    assert last == f"{3 * (len(QUANTITIES) + 1)} checks passed, 0 failed"
+    count = 3 * (len(QUANTITIES) + 1)
+    end = r"s, at most \d+% of the tolerance \(\S+, \S+\)"
+    assert re.fullmatch(rf"torch   passed: {count} checks in \d+\.\d {end}", backend)
+    assert last == f"{count} checks passed, 0 failed"
     assert cli.main([*command, "--verbose"]) == 0
     lines = lines_of(capsys.readouterr().out)
     assert lines[-1] == last
+    assert re.fullmatch(r"worst: \S+ \S+ of \S+ allowed \(2x6x7x5/g2 [^)]+\)", lines[-3])
     assert sum(" ok " in line for line in lines) == 3
     assert all(quantity in lines[2] for quantity in QUANTITIES)
 
@@ -115,15 +119,54 @@ def test_nan_is_wrong() -> None:
 
 
 def test_the_case_tables_cover_what_they_promise() -> None:
-    full, quick = list(cases.full()), list(cases.quick())
-    for table in (full, quick, list(cases.interpreted(quick=False)), list(cases.interpreted(quick=True))):
+    full, usual, quick = list(cases.full()), list(cases.usual()), list(cases.quick())
+    for table in (full, usual, quick, list(cases.interpreted(quick=False)), list(cases.interpreted(quick=True))):
         assert {case.dtype for case in table} == {"float32", "float16", "bfloat16"}
         assert {case.layout for case in table} == set(cases.LAYOUTS)
         assert {case.maps for case in table} == {"random", "peaked", "ties"}
         assert {case.activation for case in table} == {None, "relu"}
         assert any(case.wide_parameters for case in table)
     assert set(quick) < set(full)
+    assert set(usual) < set(full)
+    assert {case.shape for case in usual} == {case.shape for case in full} > {case.shape for case in quick}
+    assert len(usual) < len(full) / 2
     assert len(full) == len(set(full))
     problem = cases.Case((2, 6, 7, 5, 2), "float32", "channels_last", "ties", None).problem(CPU)
     assert problem.x.is_contiguous(memory_format=torch.channels_last)
     assert set(problem.scale.tolist()) == {-1.0, 0.0, 1.0}
+
+
+def test_which_table_is_worked_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default the usual one: every size, within half a minute on two cores."""
+    taken: list[str] = []
+    for name in ("quick", "usual", "full"):
+        monkeypatch.setattr(cases, name, lambda name=name: iter(taken.append(name) or ()))
+    for words in ([], ["--quick"], ["--full"]):
+        cli.main(["check", "--backend", "torch", "--device", "cpu", *words])
+    assert taken == ["usual", "quick", "full"]
+    monkeypatch.setattr(check.devices, "interpreted", lambda name, device: True)
+    monkeypatch.setattr(cases, "interpreted", lambda quick: iter(taken.append(f"interpreted {quick}") or ()))
+    for words in ([], ["--full"]):
+        cli.main(["check", "--backend", "torch", "--device", "cpu", *words])
+    assert taken[3:] == ["interpreted True", "interpreted False"]
+    assert cli.main(["check", "--quick", "--full"]) == 2
+
+
+def test_progress_is_shown_on_a_terminal_alone(
+    few_cases: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "--quick", "--backend", "torch", "--device", "cpu"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("\r\x1b[Ktorch: case 1 of 3\r\x1b[Ktorch: case 2 of 3")
+    assert printed.err.endswith("\r\x1b[K")
+    assert "case" not in printed.out
+    assert all(len(line) <= 80 for line in printed.out.splitlines())
+
+
+def test_help_says_what_inf_could_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--help"]) == 0
+    assert "The error inf is a result that is missing" in capsys.readouterr().out

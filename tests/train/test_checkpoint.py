@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, and errors that name the file and the reason."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -32,16 +33,11 @@ def test_what_was_saved_is_loaded_and_the_one_before_is_kept(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
-@pytest.mark.parametrize("moment", ["writing", "syncing", "replacing 0", "replacing 1"])
+@pytest.mark.parametrize("moment", ["syncing", "replacing 0", "replacing 1"])
 def test_a_crash_at_any_moment_leaves_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     _saved(tmp_path, 1, 2)
     with monkeypatch.context() as patch:
-        save, replace, replaced = torch.save, os.replace, []
-
-        def half(content: object, file: object) -> None:
-            save(content, file)
-            file.truncate(1000)
-            raise OSError("the disk is full")
+        replace, replaced = os.replace, []
 
         def fail(*_: object) -> None:
             raise OSError("the power has gone")
@@ -52,19 +48,60 @@ def test_a_crash_at_any_moment_leaves_a_good_one(tmp_path: Path, monkeypatch: py
             replaced.append(paths)
             replace(*paths)
 
-        if moment == "writing":
-            patch.setattr(torch, "save", half)
-        elif moment == "syncing":
+        if moment == "syncing":
             patch.setattr(os, "fsync", fail)
         else:
             patch.setattr(os, "replace", nth)
-        with pytest.raises(OSError, match=r"disk|power"):
+        with pytest.raises(UserError, match=r"last\.pt: cannot be written: the power"):
             _saved(tmp_path, 3)
+    assert not list(tmp_path.glob(".*"))
     notices: list[str] = []
     found = checkpoint.latest(tmp_path, notices.append)
     assert found is not None
-    assert found[1]["epoch"] == 2
+    assert found.content["epoch"] == 2
     assert notices == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    _saved(tmp_path, 1, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a file that is larger cannot be written
+    try:
+        with pytest.raises(UserError, match=r"^\S+last\.pt: cannot be written: [^\n]+$"):
+            _saved(tmp_path, 3)
+        with pytest.raises(UserError, match=r"best\.pt: cannot be written"):
+            checkpoint.save_weights(tmp_path, CONTENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("refused", ["opening", "syncing"])
+def test_a_file_system_that_syncs_no_folder_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Windows opens none; some network file systems sync none, and some sync no file either."""
+    opened = os.open
+
+    def no_folder(path: Path, *rest: int, **more: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    def no_sync(number: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, *(("open", no_folder) if refused == "opening" else ("fsync", no_sync)))
+    _saved(tmp_path, 1, 2)
+    assert [checkpoint.load(tmp_path / name)["epoch"] for name in ("last.pt", "previous.pt")] == [2, 1]
+
+
+def test_a_folder_that_was_removed_is_made_again_and_its_name_need_not_be_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xe9sultats") / "deep"
+    _saved(folder, 4)
+    assert checkpoint.load(folder / "last.pt")["epoch"] == 4
 
 
 def _flip(path: Path) -> None:

@@ -1,16 +1,20 @@
 """Views and batches: functions of seed, epoch and number; broken images are reported and never trained as black."""
 
 import hashlib
+import struct
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 from tests.helpers.train_folders import image, imagefolder
+from ulsam_fused.console import images
 from ulsam_fused.console.errors import UserError
 from ulsam_fused.train import dataset, dataset_folders, transforms
 from ulsam_fused.train.dataset import Batch, EveryImage, Place, TrainingOrder, Views
@@ -78,10 +82,10 @@ def test_the_test_view_is_the_middle(tmp_path: Path) -> None:
     pixels = numpy.zeros((64, 96, 3), numpy.uint8)
     pixels[16:48, 32:64] = (10, 20, 30)
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    view = transforms.centre_view(64, 32)(transforms.opened(tmp_path / "x.png"))
+    view = transforms.centre_view(64, 32)(images.decoded(tmp_path / "x.png"))
     assert view.dtype == torch.uint8
     assert torch.equal(view, torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32))
-    assert transforms.centre_view(32, 32)(transforms.opened(tmp_path / "x.png"))[:, 16, 16].tolist() == [10, 20, 30]
+    assert transforms.centre_view(32, 32)(images.decoded(tmp_path / "x.png"))[:, 16, 16].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize(("width", "height"), [(50, 40), (1, 400), (400, 1), (3, 3)])
@@ -152,8 +156,10 @@ def test_broken_images_are_counted_once_and_too_many_raise(damaged: Data, tmp_pa
     broken.write(tmp_path / "broken.txt")
     names = [str(tmp_path / damaged.train.names[number]) for number in (3, 19)]
     assert (tmp_path / "broken.txt").read_text() == f"{names[0]}: torn\n{names[1]}: missing\n"
+    broken.check()
+    broken.add("train", [Failure(4, "html")])
     with pytest.raises(UserError, match=r"3 of 20 images for train .* --max-broken 0\.1 .*torn"):
-        broken.add("train", [Failure(4, "html")])
+        broken.check()
 
 
 def test_torchvision_that_cannot_be_imported_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,3 +191,118 @@ def test_torchvision_serves_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
     assert made[0] == (32, transforms.SCALE, transforms.RATIO)
+
+
+def _avif(path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path, "avif")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 8
+    data[start : start + 30] = b"\xff" * 30
+    path.write_bytes(data)
+
+
+def _dds(path: Path) -> None:
+    """A format of pixels that Pillow does not know."""
+    head = struct.pack("<4s7I", b"DDS ", 124, 0x1007, 8, 8, 32, 0, 0)
+    path.write_bytes(head + bytes(44) + struct.pack("<2I4s5I", 32, 4, b"XXXX", 0, 0, 0, 0, 0) + bytes(500))
+
+
+def _odd_exif(path: Path) -> None:
+    """A picture on its side, with a unit of resolution that its type cannot hold."""
+    entries = struct.pack("<HHLL", 0x0112, 3, 1, 6) + struct.pack("<HHLL", 0x0128, 4, 1, 70000)
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + bytes(4)
+    Image.new("RGB", (40, 40)).save(path, "jpeg", exif=exif)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, struct.error, KeyError, MemoryError, TypeError])
+def test_whatever_a_decoder_raises_the_picture_is_broken(
+    data: Data, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert _views(data, training=False)[Place(0, 0)].broken == [(0, f"{error.__name__}: {error('odd')}")]
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"x\.png: cannot be read: .*odd"):
+        images.opened(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"), [(_avif, RuntimeError), (_dds, NotImplementedError), (_odd_exif, struct.error)]
+)
+def test_files_of_which_pillow_raises_something_else(
+    damage: Callable[[Path], None], error: type[Exception], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.jpg"
+    damage(path)
+    with pytest.raises(error), Image.open(path) as file:
+        ImageOps.exif_transpose(file).convert("RGB")
+    with pytest.raises(UserError, match=r"x\.jpg: cannot be read"):
+        images.opened(path)
+    with pytest.raises(images.Unreadable, match=error.__name__):
+        images.decoded(path, upright=error is struct.error)
+
+
+def test_long_pictures_need_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60000 x 1 scaled to a shorter side of 256 would be 15 million pixels wide. The middle is what it is elsewhere."""
+    resized: list[int] = []
+    resize = Image.Image.resize
+
+    def watch(self: Image.Image, size: tuple[int, int], *rest: object, **more: object) -> Image.Image:
+        resized.append(size[0] * size[1])
+        return resize(self, size, *rest, **more)
+
+    line = numpy.random.default_rng(0).integers(0, 255, (1, 60000, 3), dtype=numpy.uint8)
+    Image.fromarray(line).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image.Image, "resize", watch)
+    views = (transforms.centre_view(256, 224), transforms.training_view("pillow", 224, 0))
+    for view in views:
+        assert view(images.decoded(tmp_path / "x.png")).shape == (3, 224, 224)
+    assert max(resized) == 224 * 224
+    picture = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=numpy.uint8))
+    whole = transforms.centre_view(72, 64)(picture).int()
+    monkeypatch.setattr(transforms, "MOST_SCALED", 0)
+    assert (transforms.centre_view(72, 64)(picture).int() - whole).abs().max() <= 2  # Pillow has a box in float32
+    monkeypatch.setattr(images, "MOST_PIXELS", 59_999)
+    with pytest.raises(images.Unreadable, match="60000 x 1 pixels, more than 59,999"):
+        images.decoded(tmp_path / "x.png")
+
+
+RAMP = numpy.linspace(0, 1, 256)[None].repeat(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("16.png", (RAMP * 65535).astype(numpy.uint16)),
+        ("16.tif", (RAMP * 65535).astype(numpy.uint16)),
+        ("16.pgm", (RAMP * 65535).astype(numpy.uint16)),
+        ("int.tif", (RAMP * 65535).astype(numpy.int32)),
+        ("int8.tif", (RAMP * 255).astype(numpy.int32)),
+        ("signed.tif", (RAMP * 4000 - 1000).astype(numpy.int32)),
+        ("unit.tif", RAMP.astype(numpy.float32)),
+        ("byte.tif", (RAMP * 255).astype(numpy.float32)),
+        ("any.tif", (RAMP * 3e7 - 1e7).astype(numpy.float32)),
+    ],
+)
+def test_greys_of_more_than_8_bits_are_scaled(name: str, pixels: Any, tmp_path: Path) -> None:
+    Image.fromarray(pixels).save(tmp_path / name)
+    with Image.open(tmp_path / name) as file:
+        assert file.mode[0] in "IF"
+    found = numpy.asarray(images.decoded(tmp_path / name)).astype(int)
+    assert found.shape == (4, 256, 3)
+    assert abs(found - numpy.arange(256)[None, :, None]).max() <= 1
+
+
+def test_greys_that_are_no_numbers_are_black(tmp_path: Path) -> None:
+    for filled, expected in ((0.5, 128), (numpy.nan, 0)):
+        pixels = numpy.full((4, 4), filled, numpy.float32)
+        pixels[0] = numpy.nan, numpy.inf, -numpy.inf, filled
+        Image.fromarray(pixels).save(tmp_path / "x.tif")
+        found = numpy.asarray(images.decoded(tmp_path / "x.tif"))[..., 0]
+        assert found[0].tolist() == [0, 0, 0, expected]
+        assert (found[1:] == expected).all()

@@ -1,6 +1,7 @@
 """The layouts that data sets are distributed in: which image is in which set and class, and what lacks is named."""
 
 import builtins
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def test_imagefolder(tmp_path: Path) -> None:
     imagefolder(tmp_path, 1, 1)
     (tmp_path / "train/a/notes.txt").write_text("no image")
     images(tmp_path, ["train/b/deeper/1.JPEG"])
+    images(tmp_path, ["train/a/._0.jpg", "train/.ipynb_checkpoints/0.jpg", "val/.c/0.jpg", "val/a/.d/0.jpg"])
     train, val = _sets("imagefolder", tmp_path)
     assert train == {"train/a/0.png": "a", "train/b/0.png": "b", "train/b/deeper/1.JPEG": "b"}
     assert val == {"val/a/0.png": "a", "val/b/0.png": "b"}
@@ -50,6 +52,14 @@ def test_food101(tmp_path: Path, outside: bool) -> None:
     train, val = _sets("food101", tmp_path if outside else root)
     assert train == {"images/pie/1.jpg": "pie", "images/soup/3.jpg": "soup"}
     assert val == {"images/pie/2.jpg": "pie", "images/soup/4.jpg": "soup"}
+
+
+def test_lists_with_a_mark_of_their_encoding_and_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"pie/caf\xe9")
+    images(tmp_path, [f"images/{name}.jpg", "images/soup/1.jpg", "images/pie/2.jpg"])
+    _write(tmp_path / "meta/test.txt", "pie/2")
+    (tmp_path / "meta/train.txt").write_bytes(b"\xef\xbb\xbfpie/caf\xe9\r\nsoup/1\r\n")
+    assert _sets("food101", tmp_path)[0] == {f"images/{name}.jpg": "pie", "images/soup/1.jpg": "soup"}
 
 
 DOGS = {"train_list": ["n1-Pug/n1_1.jpg", "n2-Boxer/n2_1.jpg"], "test_list": ["n1-Pug/n1_2.jpg"]}

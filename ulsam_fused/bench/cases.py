@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _names
 from ..console.devices import DTYPES
 from .operator_accuracy import Problem
 
@@ -17,7 +18,7 @@ SMALL: tuple[Shape, ...] = ((2, 16, 14, 14, 4), (2, 12, 28, 28, 3), (1, 34, 17, 
 PLACEMENTS: tuple[Shape, ...] = ((2, 512, 14, 14, 4), (2, 1024, 7, 7, 4), (2, 160, 7, 7, 8), (1, 32, 112, 112, 4))
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "nchw": "nchw", "channels_last": "nhwc"}
 STYLES = (("random", None), ("peaked", None), ("random", "relu"), ("peaked", "relu"))  # maps, activation
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = dict(zip(_names.LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True))
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,14 @@ def full() -> Iterator[Case]:
     yield from _special(SMALL)
 
 
-def quick() -> Iterator[Case]:
+def usual() -> Iterator[Case]:
     """Every size in every type, formats and styles by turns."""
+    yield from _by_turns(TINY + SMALL + PLACEMENTS)
+    yield from _special(SMALL)
+
+
+def quick() -> Iterator[Case]:
+    """As `usual`, without the largest sizes."""
     yield from _by_turns(TINY + SMALL + PLACEMENTS[2:3])
     yield from _special(SMALL[:1])
 

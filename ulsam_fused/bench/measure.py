@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from ..console.errors import one_line
+from ..console.output import note
 from . import calls, timing
 from .directions import DIRECTIONS
 from .module_accuracy import Expected
 from .providers import Provider, Sources
-from .report import progress
 from .rows import Measured, OnGpu, Row, row
 from .workload import Workload
 
@@ -24,7 +24,7 @@ def rows_of(workload: Workload, providers: list[Provider], seconds: float) -> li
     errors: dict[str, str] = {}
     expected: dict[str, Expected] = {}  # by form
     for provider in providers:
-        progress(f"{workload} {provider.name}: comparing with float64")
+        note(f"{workload} {provider.name}: comparing with float64")
         try:
             if provider.form not in expected:
                 source = sources.paper if provider.form == "paper" else sources.upstream
@@ -37,7 +37,7 @@ def rows_of(workload: Workload, providers: list[Provider], seconds: float) -> li
             modules[provider.name] = module
         else:
             errors[provider.name] = problem
-            progress(f"{workload} {provider.name}: {problem}")
+            note(f"{workload} {provider.name}: {problem}")
     del expected
     measured = measure(workload, modules, seconds)
     of_providers = [row(workload, provider, measured, errors.get(provider.name)) for provider in providers]
@@ -52,13 +52,13 @@ def measure(workload: Workload, modules: dict[str, nn.Module], seconds: float) -
     ceiling = calls.ceiling(inputs, workload.direction)
     if workload.device.type == "cpu":
         timed = {name: calls.call(module, inputs, workload.direction) for name, module in modules.items()}
-        progress(f"{workload}: timing {len(timed)} providers in turn")
+        note(f"{workload}: timing {len(timed)} providers in turn")
         return Measured(timing.wall_clock({name_of_ceiling: ceiling, **timed}, seconds), {})
     ceilings = [timing.device_time(ceiling, sets, seconds / 2)]
     measured = Measured({}, {})
     one_image = calls.inputs(workload, 1, batch=1)
     for name, module in modules.items():
-        progress(f"{workload} {name}: timing")
+        note(f"{workload} {name}: timing")
         call = calls.call(module, inputs, workload.direction)
         measured.timings[name] = timing.device_time(call, sets, seconds)
         host_us = timing.host_time(calls.call(module, one_image, workload.direction), seconds)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..console import model_options
+from ..console.output import note
 from ..console.tables import aligned
 from ..conversion import fuse as conversion
 from ..modules import ULSAM
@@ -131,7 +132,7 @@ def rows_of(found: dict[str, nn.Module], workload: NetworkWorkload, seconds: flo
             if compiles:
                 model.compile(dynamic=False)
             calls[name + ("+compile" if compiles else "")] = _call(model, x, labels, workload)
-    report.progress(f"{DIRECTIONS[workload.direction]}, {workload.layout}: timing {len(calls)} models in turn")
+    note(f"{DIRECTIONS[workload.direction]}, {workload.layout}: timing {len(calls)} models in turn")
     timings = timing.wall_clock(calls, seconds)
     return [
         {

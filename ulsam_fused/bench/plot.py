@@ -4,6 +4,7 @@ import importlib
 import math
 import pathlib
 
+from ..console import files
 from ..console.errors import UserError
 from .rows import Result, Row
 
@@ -78,7 +79,7 @@ def bars(result: Result, path: pathlib.Path) -> None:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     threads = f", threads: {result['threads']}" if result["threads"] else ""
     figure.suptitle(f"{result['device']}{threads}, torch {result['torch']}, {result['date'][:10]}", fontsize=9)
-    figure.savefig(path)
+    files.replace(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _group(row: Row) -> str:

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import sys
 import textwrap
 
 from ..console.tables import aligned
@@ -10,12 +9,7 @@ from .directions import DIRECTIONS
 from .providers import Provider
 from .rows import Heading, Result, Row, workload_of
 
-WIDTH = 100  # columns of a screen
-
-
-def progress(line: str) -> None:
-    """What is being done, on standard error: standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+WIDTH = 80  # columns of a screen
 
 
 def heading_lines(heading: Heading) -> list[str]:
@@ -44,8 +38,8 @@ def summary(result: Result) -> str:
         f"{row['provider']} at {' '.join(workload_of(row))}: {row['error']}" for row in result["rows"] if row["error"]
     ]
     notes = [
-        "eager, the authors' module in eager PyTorch: its median time. Others: how many times faster.",
-        "fused: the paper's form, which is less work. fused with +norm: the authors' form. More: --verbose.",
+        "eager: the authors' module in eager PyTorch, median time. Others: times faster.",
+        "fused: the paper's form, less work; +norm: the authors' form. More: --verbose.",
     ]
     return "\n".join([*heading_lines(result), "", *lines, "", *wrong, *[""] * bool(wrong), *notes])
 

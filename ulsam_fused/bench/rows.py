@@ -4,7 +4,6 @@ import datetime
 import json
 import pathlib
 import subprocess
-from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -146,10 +145,3 @@ def read(path: pathlib.Path) -> Result:
     """A file of results, as it stands: nothing is checked."""
     result: Result = json.loads(path.read_text())
     return result
-
-
-def write(path: pathlib.Path, result: Mapping[str, object]) -> None:
-    """Replaces the file at once: nobody finds half of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)

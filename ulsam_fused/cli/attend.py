@@ -9,54 +9,15 @@ from torch import Tensor
 
 from .. import backends
 from ..bench import plot
-from ..console import devices, images, model_options, network_maps
+from ..console import devices, files, images, model_options, network_maps
 from ..console.drawing import Panel, draw, entropy, peak
-from ..console.errors import UserError, check_output
+from ..console.errors import UserError
 from ..console.picture_features import CHANNELS, STRIDE, families_of, features
 from ..console.tables import aligned
 from ..modules import ULSAM
 
 SPREAD = 1.3
 """The standard deviation of each map's logits: it gives the map a peak that can be seen."""
-
-
-_DESCRIPTION = """\
-Runs a picture through a fixed bank of filters (edges, spots, colours: nothing is learned) and one ULSAM layer, and
-draws the layer's attention maps over the picture. The layer is untrained: its weights are random and positive, and
-scaled so that the logits of each map have standard deviation 1.3; with initial weights, maps are nearly uniform.
-The picture shows how subspaces differ in what they look at. It does not show what a trained network has learned.
-
-With --model, draws the maps of every ULSAM inside that network instead, over the part of the picture that it sees:
-shorter side 256, the middle 224 x 224. --checkpoint gives it weights; without, they are random.
-"""
-_EPILOG = """\
-examples:
-  ulsam-fused attend photo.jpg
-  ulsam-fused attend photo.jpg --num-splits 8 --size 384 -o maps.png
-  ulsam-fused attend --demo          a photograph that matplotlib carries
-  ulsam-fused attend photo.jpg --model mobilenet_v2 --insert 17=4 --checkpoint trained.pth
-
-A checkpoint is a state dict, or a dict with one under "model", as torch.save writes them; the width, the places and
-the number of subspaces must be those of training. One of the backbone alone leaves the ULSAMs random.
-
-Needs matplotlib: pip install 'ulsam_fused[plot]'
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("image", nargs="?", type=pathlib.Path, metavar="IMAGE", help="a picture that Pillow can read")
-    parser.add_argument("--demo", action="store_true", help="take matplotlib's photograph of Grace Hopper instead")
-    parser.add_argument(
-        "-o", "--output", type=pathlib.Path, metavar="FILE.png", help="default: IMAGE's name + -attention.png"
-    )
-    parser.add_argument("--num-splits", type=int, metavar="G", help=f"divides {CHANNELS} (default: 4)")
-    parser.add_argument("--size", type=int, metavar="PX", help="longer side for the filters (default: 320)")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
-    parser.add_argument("--backend", choices=backends.BACKENDS, default="auto")
-    devices.add_device_argument(parser)
-    group = model_options.add_arguments(parser)
-    group.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="its weights (default: random ones)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--size must be from 32 to 4096, got {size}")
     output = args.output or pathlib.Path(f"{'demo' if args.demo else args.image.stem}-attention.png")
     plot.require(output)
-    check_output(output)
+    files.check_output(output)
     path = images.demo() if args.demo else args.image
     if args.model is not None:
         return _network(args, path, output)
@@ -126,7 +87,7 @@ def attend(picture: Tensor, num_splits: int, seed: int, backend: str) -> Tensor:
 def _print(picture: Tensor, maps: Tensor, backend: str, device: torch.device) -> None:
     g, h, w = maps.shape
     print(f"picture {picture.shape[2]} x {picture.shape[1]}, {g} maps of {w} x {h}, backend {backend} on {device}")
-    print(f"untrained: fixed filters, random weights. A uniform map has max*H*W 1 and entropy {math.log(h * w):.2f}")
+    print(f"untrained: fixed filters, random weights. Uniform: max*H*W 1, entropy {math.log(h * w):.2f}")
     print(f"{'subspace':>8} {'max*H*W':>9} {'entropy':>8}  channels respond to")
     for k, a in enumerate(maps):
         print(f"{k:>8} {peak(a):>9.1f} {entropy(a):>8.2f}  {families_of(k, g)}")
@@ -169,9 +130,9 @@ def _network(args: argparse.Namespace, path: pathlib.Path, output: pathlib.Path)
                 Panel(f"layer {layer}, subspace {k}\nHW·map from {low:.2f} to {top:.2f}", network_maps.spread(a))
             )
     crop = f"shorter side {images.SHORTER}, its middle {images.CROP} x {images.CROP}"
-    print(f"{crop}; {model_options.describe(args)}, backend {backend} on {device}")
+    print(f"{model_options.describe(args)}, backend {backend} on {device}")
     print(weights)
-    print("a uniform map has max*H*W 1")
+    print(f"{crop}; a uniform map has max*H*W 1")
     print("\n".join(aligned(table, left=0)))
     draw(shown, panels, f"{model_options.describe(args)}\n{weights}; each map on its own scale", output)
     print(output.resolve())

@@ -4,76 +4,25 @@ import argparse
 import contextlib
 import itertools
 import pathlib
+from collections.abc import Mapping
 
 import torch
 
 from ..bench import networks, plot, report, rows
-from ..bench.cases import LAYOUTS
-from ..bench.directions import DEFAULT, DIRECTIONS, NAMED
+from ..bench.directions import DEFAULT, NAMED
 from ..bench.measure import rows_of
 from ..bench.networks import NetworkResult, NetworkRow, NetworkWorkload
 from ..bench.providers import Provider, providers
 from ..bench.rows import Result
 from ..bench.workload import Workload, check_case
-from ..console import devices, model_options
-from ..console.errors import UserError, check_output
+from ..console import devices, files, model_options
+from ..console.errors import UserError
 
 GPU_CASES = (
     "64x512x14x14/g4", "64x1024x7x7/g4", "64x160x7x7/g8", "64x256x28x28/g4", "16x32x112x112/g1", "16x32x112x112/g4",
 )  # fmt: skip
 CPU_CASES = ("8x512x14x14/g4", "8x1024x7x7/g4", "8x160x7x7/g4", "8x256x28x28/g4", "4x32x112x112/g4")
 QUICK = slice(0, 3, 2)  # two of either
-
-_DESCRIPTION = """\
-Times the layer as the authors wrote it (eager), the paper's formula in plain PyTorch, and the fused operator, at the
-places where the paper puts it. Every provider is first compared with float64: one that is wrong gets no time.
-Directions: "forward" is inference without gradients; "forward+backward" has gradients of x and all parameters, and
-"backward" is the second half of that alone; "train-norm" is forward and backward of the authors' form, fused or not,
-with the batch's statistics.
-"""
-_EPILOG = """\
-examples:
-  ulsam-fused bench --quick
-  ulsam-fused bench --case 8x512x14x14/g4 --direction forward --layout channels_last
-  ulsam-fused bench --case upstream-eval --case upstream-train
-  ulsam-fused bench --model mobilenet_v2 --insert 17=4        images per second of the whole network
-  ulsam-fused bench --compile --dtype float16 --json result.json --plot result.png
-
-upstream-eval and upstream-train compare the authors' module, with its norms, in eager mode, under torch.compile and
-fused: forward in eval mode, and train-norm.
-
-Triton's interpreter is never timed unless --backend triton asks for it.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument(
-        "--case", action="append", metavar="NxCxHxW/gK",
-        help="this size instead, or upstream-eval or upstream-train; repeatable",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=devices.DTYPES, help="of everything (default: float16 on a GPU, else float32)"
-    )
-    parser.add_argument(
-        "--layout", action="append", choices=LAYOUTS, help="memory format of x (default: nchw); repeatable"
-    )
-    parser.add_argument(
-        "--direction", action="append", choices=DIRECTIONS, help="only this one (default: all but backward); repeatable"
-    )
-    parser.add_argument("--provider", action="append", metavar="NAME", help="only this line of the table; repeatable")
-    parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this fused one; repeatable")
-    devices.add_device_argument(parser)
-    parser.add_argument("--compile", action="store_true", help="add torch.compile of eager and of the vectorised form")
-    parser.add_argument("--onnx", action="store_true", help="add ONNX Runtime on a CPU, in the forward; extra [onnx]")
-    parser.add_argument("--quick", action="store_true", help="two sizes, short measurements")
-    parser.add_argument("--seconds", type=float, metavar="S", help="per measurement (default: 1, or 0.3 with --quick)")
-    parser.add_argument("--verbose", action="store_true", help="print every figure, and notes on what they mean")
-    parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all rows to this file")
-    parser.add_argument("--plot", metavar="FILE.png", type=pathlib.Path, help="draw them; needs the extra [plot]")
-    group = model_options.add_arguments(parser)
-    group.add_argument("--batch", type=int, metavar="N", help="images (default: 256 on a GPU, 8 on a CPU)")
-    group.add_argument("--size", type=int, metavar="PX", help="side of the input (default: 224)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
         backends = [name for name in backends if not devices.interpreted(name, device)]
     outputs = [path for path in (args.json, args.plot) if path is not None]
     for path in outputs:
-        check_output(path)
+        files.check_output(path)
     if args.plot is not None:
         plot.require(args.plot)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         passed = (_layer if args.model is None else _networks)(args, backends, device)
-    for path in outputs:
-        print(f"written: {path}")
+    if not files.is_stdout(args.json):
+        for path in outputs:
+            print(f"written: {path}")
     return 0 if passed else 1
 
 
@@ -108,9 +58,8 @@ def _layer(args: argparse.Namespace, backends: list[str], device: torch.device) 
         wanted = [p for p in found if args.compile or args.provider or workload.form or not p.compiled]
         taking_part = [p for p in wanted if workload.form in (None, p.form) and p.takes_part(workload.direction)]
         result["rows"] += rows_of(workload, taking_part, seconds)
-        if args.json is not None:  # after every workload: a run that is stopped keeps what it has
-            rows.write(args.json, result)
-    print(report.details(result, found) if args.verbose else report.summary(result))
+        _keep(args.json, result)
+    _give(args.json, result, report.details(result, found) if args.verbose else report.summary(result))
     if args.plot is not None:
         plot.bars(result, args.plot)
     return not any(row["error"] for row in result["rows"])
@@ -166,7 +115,20 @@ def _networks(args: argparse.Namespace, backends: list[str], device: torch.devic
         measured += networks.rows_of(found, workload, seconds, args.compile)
     described = model_options.describe(args)
     result: NetworkResult = {**rows.heading(device), "model": described, "size": side, "rows": measured}
-    print(networks.table(result, args.verbose))
-    if args.json is not None:
-        rows.write(args.json, result)
+    _give(args.json, result, networks.table(result, args.verbose))
     return True
+
+
+def _keep(path: pathlib.Path | None, result: Result) -> None:
+    """After every workload: a run that is stopped leaves what it has beside the file, which it does not replace."""
+    if path is not None and not files.is_special(path):
+        files.write_json(files.part(path), result)
+
+
+def _give(path: pathlib.Path | None, result: Mapping[str, object], table: str) -> None:
+    """The table, or JSON in place of it, or the table and a file of JSON."""
+    if not files.is_stdout(path):
+        print(table)
+    if path is not None:
+        files.write_json(path, result)
+        files.part(path).unlink(missing_ok=True)

@@ -3,26 +3,18 @@
 import argparse
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..bench import cases
 from ..bench.accuracy import Measure
-from ..bench.cases import Case
+from ..bench.cases import SHORT, Case
 from ..bench.operator_accuracy import QUANTITIES, Operator, compare
-from ..console import devices
+from ..console import devices, output
 from ..console.errors import UserError, one_line
 from ..functional import subspace_attention
-
-_DESCRIPTION = """\
-Compares every fused backend that can serve here with the reference in float64: the attention A, y - x, y, the
-gradients, and whether a second run gives the same bits. Numbers are relative errors: dx-dy is what the layer adds to
-the gradient that passes through, dx(A) the gradient of x through A alone. Each may be twice what eager PyTorch loses in
-the same type on the same inputs, plus rounding of the type and of float32 sums.
-Prints a line for each backend and every failure; with --verbose a line for each case, "!" at what is above.
-"""
 
 
 class Worst(NamedTuple):
@@ -32,6 +24,10 @@ class Worst(NamedTuple):
     case: Case
 
     def __str__(self) -> str:
+        share = f"{self.measure.share:.0%} of the tolerance"
+        return f"at most {share} ({self.measure.quantity}, {SHORT[self.case.dtype]})"
+
+    def details(self) -> str:
         quantity, error, tolerance = self.measure.quantity, self.measure.error, self.measure.tolerance
         return f"worst: {quantity} {error:.1e} of {tolerance:.1e} allowed ({' '.join(str(self.case).split())})"
 
@@ -43,18 +39,10 @@ class Outcome(NamedTuple):
     failed: int
     worst: Worst | None
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = _DESCRIPTION
-    parser.epilog = (
-        "examples:\n  ulsam-fused check --quick\n  ulsam-fused check --backend torch --device cpu\n"
-        "  TRITON_INTERPRET=1 ulsam-fused check --quick     the Triton kernels on a CPU, small sizes\n\n"
-        "Exit code 1 when anything differs."
-    )
-    parser.add_argument("--backend", action="append", choices=devices.FUSED, help="only this one; repeatable")
-    devices.add_device_argument(parser)
-    parser.add_argument("--quick", action="store_true", help="formats, maps and activations by turns")
-    parser.add_argument("--verbose", action="store_true", help="print every case with its errors")
+    def line(self, seconds: float) -> str:
+        if not self.failed:
+            return f"passed: {self.passed} checks in {seconds:.1f} s, {self.worst}"
+        return f"FAILED: {self.failed} of {self.passed + self.failed} checks in {seconds:.1f} s"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,16 +54,16 @@ def run(args: argparse.Namespace) -> int:
     passed = failed = 0
     for name in names:
         if devices.interpreted(name, device):
-            rows = cases.interpreted(args.quick)
+            rows = cases.interpreted(quick=not args.full)
         else:
-            rows = cases.quick() if args.quick else cases.full()
+            rows = cases.quick() if args.quick else cases.full() if args.full else cases.usual()
         start = time.perf_counter()
         if args.verbose:
             print(f"\nbackend {name}\n{_HEAD}")
-        found = check(operator_of(name), rows, device, args.verbose)
-        seconds = time.perf_counter() - start
-        result = "FAILED" if found.failed else "passed"
-        print(f"{name:<7} {result}  {found.worst or 'nothing could be compared'}  {seconds:.1f} s", flush=True)
+        found = check(name, list(rows), device, args.verbose)
+        if args.verbose and found.worst is not None:
+            print(found.worst.details())
+        print(f"{name:<7} {found.line(time.perf_counter() - start)}", flush=True)
         passed, failed = passed + found.passed, failed + found.failed
     print(f"{passed} checks passed, {failed} failed")
     return 1 if failed else 0
@@ -90,15 +78,18 @@ _HEAD = f"{'NxCxHxW/g':<17} {'type':<9} {'format':<6} {'maps':<6} {'act':<4} {'r
 )
 
 
-def check(operator: Operator, rows: Iterable[Case], device: torch.device, verbose: bool) -> Outcome:
+def check(backend: str, rows: Sequence[Case], device: torch.device, verbose: bool) -> Outcome:
     """Check every case; print those that fail, or all where verbose, as they are done."""
+    operator = operator_of(backend)
     passed = failed = 0
     worst: Worst | None = None
-    for case in rows:
+    for number, case in enumerate(rows, start=1):
+        output.progress(f"{backend}: case {number} of {len(rows)}")
         try:
             found = compare(operator, case.problem(device))
         except (RuntimeError, ValueError, TypeError) as error:
             failed += 1
+            output.progress("")
             print(f"{case} FAILED: {one_line(error)}", flush=True)
             continue
         wrong = [measure for measure in found if not measure.passed]
@@ -107,9 +98,11 @@ def check(operator: Operator, rows: Iterable[Case], device: torch.device, verbos
         if worst is None or here.measure.share > worst.measure.share:
             worst = here
         if verbose or wrong:
+            output.progress("")
             cells = {measure.quantity: f"{measure.error:.1e}{'' if measure.passed else '!'}" for measure in found}
             errors = "".join(f"{cells.get(quantity, '-'):>9}" for quantity in QUANTITIES)
             print(f"{case} {'FAILED' if wrong else 'ok':<6}{errors if verbose else ''}", flush=True)
         for measure in wrong:
             print(f"    {'a second run gave other bits' if measure.quantity == 'repeat' else measure}", flush=True)
+    output.progress("")
     return Outcome(passed, failed, worst)

@@ -5,11 +5,13 @@ import importlib
 import json
 import os
 import platform
+import shutil
 from typing import Any
 
 import torch
 
 from .. import backends
+from .._names import BACKENDS
 from .._version import __version__
 from ..console import devices
 from ..console.errors import UserError
@@ -18,12 +20,6 @@ VARIABLES = (
     backends.ENVIRONMENT, "TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Versions, devices, the backend that a call takes on each device and why, and what can serve."
-    parser.epilog = "examples:\n  ulsam-fused info\n  ulsam-fused info --json"
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +41,7 @@ def gather() -> dict[str, Any]:
         "torch_hip": torch.version.hip,
         "triton": devices.triton_version(),
         "triton_problem": _triton_problem(),
+        "c_compiler": _c_compiler(),
         "threads": torch.get_num_threads(),
         "devices": [_device(device) for device in here],
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -60,7 +57,7 @@ def _device(device: torch.device) -> dict[str, Any]:
         facts["memory_gib"] = round(properties.total_memory / 2**30, 1)
     chosen, why = _auto(device)
     facts["auto"] = {"backend": chosen, "why": why}
-    facts["backends"] = {name: backends.why_not(name, device) or "yes" for name in backends.BACKENDS if name != "auto"}
+    facts["backends"] = {name: backends.why_not(name, device) or "yes" for name in BACKENDS if name != "auto"}
     return facts
 
 
@@ -90,6 +87,12 @@ def _triton_problem() -> str | None:
     return None
 
 
+def _c_compiler() -> str | None:
+    """What Triton compiles its start of a kernel with; None where it finds nothing."""
+    named = os.environ.get("CC")
+    return next((path for name in ([named] if named else ["gcc", "clang"]) if (path := shutil.which(name))), None)
+
+
 def _text(facts: dict[str, Any]) -> str:
     build = "built for CPU only"
     if facts["torch_cuda"] or facts["torch_hip"]:
@@ -99,6 +102,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"python       {facts['python']}, {facts['platform']}",
         f"torch        {facts['torch']} ({build})",
         f"triton       {facts['triton'] or 'not importable: ' + str(facts['triton_problem'])}",
+        f"C compiler   {facts['c_compiler'] or 'none, which Triton needs on a GPU: install gcc, or name one in CC'}",
         f"threads      {facts['threads']}",
         "environment  " + (", ".join(f"{k}={v}" for k, v in facts["environment"].items()) or "nothing set"),
     ]

@@ -90,7 +90,7 @@ def paper_markdown(lines: list[Compared]) -> str:
         splits = {g for line in group for g in (line.row.insert | line.row.replace).values()}
         cells[3] += "" if all(line.agrees for line in group) else " ✗"
         table.append([name, layers, ", ".join(map(str, sorted(splits))) or "–", *cells])
-    return "\n".join([*piped(table), "", *_legend(lines)]) + "\n"
+    return "\n".join([*piped(table), "", *_legend(lines, width=120)]) + "\n"
 
 
 def modules_text(modules: list[Module], markdown: bool = False) -> str:
@@ -100,7 +100,7 @@ def modules_text(modules: list[Module], markdown: bool = False) -> str:
     legend = textwrap.wrap(
         f"At {CHANNELS}x{SIDE}x{SIDE}. {RULES} Pooling, softmax, activations and reweighting are not counted, for any "
         "of them. The paper prints 1.0 k parameters and 0.2 M for ULSAM.",
-        120,
+        80,
         break_on_hyphens=False,
     )
     return "\n".join([*(piped if markdown else aligned)(table), "", *legend])
@@ -144,7 +144,7 @@ def _signed(number: Decimal, digits: int | None = None) -> str:
     return text.replace("-", "−")
 
 
-def _legend(lines: list[Compared]) -> list[str]:
+def _legend(lines: list[Compared], width: int = 80) -> list[str]:
     off = [line for line in lines if not line.agrees]
     notes = [
         f"Published / counted here, in millions, at 224x224. {RULES} {len(lines) - len(off)} of {len(lines)} published "
@@ -155,4 +155,4 @@ def _legend(lines: list[Compared]) -> list[str]:
     for line in off:
         row = line.row
         notes.append(f"✗ {_name(row)}, {row.dataset}, {row.variant}, {row.macs} M: {row.note or 'no reason is known'}.")
-    return [text for note in notes for text in [*textwrap.wrap(note, 120, break_on_hyphens=False), ""]][:-1]
+    return [text for note in notes for text in [*textwrap.wrap(note, width, break_on_hyphens=False), ""]][:-1]

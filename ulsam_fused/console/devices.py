@@ -1,22 +1,15 @@
 """Where a command runs, and which backends can serve there."""
 
-import argparse
 import pathlib
 import platform
 
 import torch
 
-from .. import backends
+from .. import _names, backends
+from .._names import FUSED as FUSED
 from .errors import UserError
 
-FUSED = ("triton", "cpp", "torch")  # compared with the reference
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)"
-    )
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _names.DTYPES}
 
 
 def pick(name: str | None) -> torch.device:

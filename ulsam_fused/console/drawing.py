@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import files
+
 
 class Panel(NamedTuple):
     """A map [h, w] that covers the whole picture, in 0..1, and what stands above it."""
@@ -51,5 +53,7 @@ def draw(picture: Tensor, panels: list[Panel], headline: str, output: pathlib.Pa
         axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
         axis.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=strength**0.5 * 0.9)
         axis.set_title(panel.title, fontsize=7)
-    figure.suptitle(headline, fontsize=8)
-    figure.savefig(output, bbox_inches="tight", pad_inches=0.08)
+    # a file's name in it may hold dollars, which are no mathematics, and bytes that are no text
+    printable = headline.encode("utf-8", "backslashreplace").decode("utf-8")
+    figure.suptitle(printable, fontsize=8, parse_math=False)
+    files.replace(output, lambda file: figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.08))

@@ -5,25 +5,11 @@ import re
 from typing import Any
 
 from .. import models
+from .._names import MODELS
 from ..models.mobilenet import MobileNet
-from ..models.placement import ATTENTION
 from .errors import UserError
 
-MODELS = ("mobilenet_v1", "mobilenet_v2")
 _OPTIONS = ("insert", "replace", "width", "attention")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """--model, --insert, --replace, --width and --attention, all None where they are not given."""
-    group = parser.add_argument_group("a model (layers are numbered from 1, the stem)")
-    group.add_argument("--model", choices=MODELS)
-    group.add_argument(
-        "--insert", action="append", metavar="LAYER=G", help="put a ULSAM of G subspaces after it; repeatable"
-    )
-    group.add_argument("--replace", action="append", metavar="LAYER=G", help="put a ULSAM in place of it; repeatable")
-    group.add_argument("--width", type=float, metavar="W", help="multiplies the channels (default: 1.0)")
-    group.add_argument("--attention", choices=ATTENTION, help="the paper's ULSAM, or its authors' (default: paper)")
-    return group
 
 
 def check(args: argparse.Namespace, *more: str) -> None:

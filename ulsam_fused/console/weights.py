@@ -19,7 +19,8 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # PyTorch opens no name that is not UTF-8
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # its type depends on where the file is damaged
         raise UserError(f"{path}: not a checkpoint of tensors alone, or a damaged one ({one_line(error)})") from None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):

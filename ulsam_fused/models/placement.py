@@ -6,10 +6,9 @@ from numbers import Integral
 from torch import nn
 
 from .. import modules, upstream
+from .._names import ATTENTION
 from ..ops import checks
 from .blocks import Block, ConvNormActivation
-
-ATTENTION = ("paper", "upstream")
 
 Layer = ConvNormActivation | Block
 

@@ -1,21 +1,24 @@
-"""`python -m ulsam_fused.train`; exit code 0 done, 2 an error in the request or the data, 143 stopped by SIGTERM."""
+"""`python -m ulsam_fused.train`.
+
+Exit code 0 done, 2 an error in the request, the data or the disk, 143 stopped by SIGTERM or SIGHUP.
+"""
 
 import sys
 from collections.abc import Sequence
 
-from ..console.errors import UserError
-from . import options, run
+from ..console.output import exit_code
+from . import options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return run.run(options.parse(argv))
-    except UserError as error:
-        print(f"ulsam_fused.train: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ulsam_fused.train: interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
-        return 130
+    return exit_code("ulsam_fused.train", lambda: _train(argv))
+
+
+def _train(argv: Sequence[str] | None) -> int:
+    args = options.parse(argv)
+    from . import run  # imports PyTorch, for which --help does not wait
+
+    return run.run(args)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A folder holds last.pt, previous.pt (the one before) and best.pt (weights alone)
 with weights_only=True; its entry "model" is a state dict.
 """
 
+import io
 import os
 import pathlib
 import zipfile
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor
 
+from ..console import files
 from ..console.errors import UserError, one_line
 
 FORMAT, VERSION = "ulsam_fused.train", 1
@@ -43,16 +45,17 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: pathlib.Path, content: Content) -> None:
-    """Write last.pt; the file that had this name becomes previous.pt."""
-    new = _write(folder / LAST, {"format": FORMAT, "version": VERSION, **content})
-    if (folder / LAST).exists():
-        os.replace(folder / LAST, folder / PREVIOUS)
-    _move(new, folder / LAST)
+    """Write last.pt; the file that had this name becomes previous.pt.
+
+    Raises:
+        UserError: it cannot be written; the one before is kept under one of the two names.
+    """
+    _write(folder / LAST, {"format": FORMAT, "version": VERSION, **content}, keep=folder / PREVIOUS)
 
 
 def save_weights(folder: pathlib.Path, content: Mapping[str, object]) -> None:
-    """Write best.pt."""
-    _move(_write(folder / BEST, content), folder / BEST)
+    """Write best.pt. Raises UserError as `save`."""
+    _write(folder / BEST, content)
 
 
 def load(path: pathlib.Path) -> Content:
@@ -64,11 +67,13 @@ def load(path: pathlib.Path) -> Content:
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # PyTorch opens no name that is not UTF-8
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # its type depends on where the file is damaged
         raise UserError(f"{path}: truncated, damaged or no checkpoint ({one_line(error)})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -123,21 +128,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _write(target: pathlib.Path, content: Mapping[str, object]) -> pathlib.Path:
-    """Write the content to a new file beside the target, and wait until the disk has it."""
-    path = target.with_name(f".{target.name}.new")
-    with path.open("wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    return path
-
-
-def _move(new: pathlib.Path, target: pathlib.Path) -> None:
-    """Rename, and wait until the disk has the new name."""
-    os.replace(new, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write(path: pathlib.Path, content: Mapping[str, object], keep: pathlib.Path | None = None) -> None:
+    """Replace a file by this content, serialised before: PyTorch's own writer does not survive a full disk."""
+    data = io.BytesIO()
+    torch.save(dict(content), data)
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+    files.replace(path, lambda file: file.write(data.getbuffer()), keep)

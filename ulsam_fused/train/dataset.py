@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..console import images
 from . import seeds, transforms
 from .dataset_folders import Images
+from .processes import SIGNALS
 from .unreadable import Failure
 
 ATTEMPTS = 100
@@ -44,7 +46,7 @@ class Views(Dataset[Item]):
     In training the next readable image takes the place of an unreadable one. In a test the view is None then.
 
     Args:
-        reader: one of `transforms.READERS`.
+        reader: "pillow" or "torchvision".
         size: side of a view in pixels, S.
         resize: a test image's shorter side before it is cropped, in pixels.
     """
@@ -62,8 +64,8 @@ class Views(Dataset[Item]):
         for number in range(first, first + (min(ATTEMPTS, len(self)) if self.training else 1)):
             number %= len(self)
             try:
-                image = transforms.opened(self.images.path(number))
-            except transforms.Unreadable as error:
+                image = images.decoded(self.images.path(number))
+            except images.Unreadable as error:
                 broken.append(Failure(number, str(error)))
                 continue
             # the seed is that of the place, whichever image fills it
@@ -139,5 +141,6 @@ def loader(views: Views, order: Sampler[list[Place]], workers: int, pin: bool) -
 
 
 def _start_worker(number: int) -> None:
-    # a cluster's manager signals every process of a job, but the current step still needs its images
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # a cluster's manager or a terminal signals every process of a job, but the current step still needs its images
+    for signalled in SIGNALS:
+        signal.signal(signalled, signal.SIG_IGN)

@@ -125,11 +125,16 @@ def _files(folder: pathlib.Path, prefix: str) -> list[str]:
         raise UserError(f"{folder}: no such folder")
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # .ipynb_checkpoints
         if pathlib.Path(place) != folder:
             below = pathlib.Path(place).relative_to(folder).as_posix()
-            found += [f"{prefix}{below}/{file}" for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
+            found += [f"{prefix}{below}/{file}" for file in sorted(files) if _is_image(file)]
     return found
+
+
+def _is_image(name: str) -> bool:
+    """By its ending; hidden files, such as macOS's ._1.jpg, are none."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def _inner(folder: pathlib.Path, name: str, mark: str) -> pathlib.Path:
@@ -140,10 +145,10 @@ def _inner(folder: pathlib.Path, name: str, mark: str) -> pathlib.Path:
 def _lines(path: pathlib.Path) -> list[str]:
     """The lines of a text file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names as the file system gives them
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     return [line for line in map(str.strip, text.splitlines()) if line]
 

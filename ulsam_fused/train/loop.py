@@ -56,10 +56,10 @@ class Loop:
         """Train one epoch from step `start` on, and add to `totals`.
 
         Returns:
-            The step to continue with: the number of steps in an epoch, or less after SIGTERM.
+            The step to continue with: the number of steps in an epoch, or less where all processes agreed to stop.
 
         Raises:
-            UserError: too many images are broken; the loss is not finite.
+            UserError: no image is readable; the loss is not finite.
         """
         args, world = self.args, self.processes.world
         order = dataset.TrainingOrder(
@@ -68,7 +68,7 @@ class Loop:
         self.model.train()
         began, before = time.perf_counter(), start
         for step, batch in enumerate(self._batches(self.training_views, order), start):
-            self.broken.add("train", batch.broken)
+            self._note("train", batch)
             if len(batch.labels) != args.batch_size:
                 failure = next(iter(batch.broken))
                 name = self.training_views.images.names[failure.number]
@@ -88,12 +88,12 @@ class Loop:
         return self.steps
 
     def evaluate(self, models: dict[str, nn.Module]) -> dict[str, metrics.Scores] | None:
-        """Scores of each model over the test set; None after SIGTERM. Raises UserError: too many broken images."""
+        """Scores of each model over the test set; None where all processes agreed to stop."""
         args, processes = self.args, self.processes
         order = dataset.EveryImage(
             len(self.test_views), args.batch_size, processes.rank, processes.world, args.limit_steps
         )
-        longest = max(processes.gather(len(order)))  # all processes must ask about SIGTERM equally often
+        longest = max(processes.gather(len(order)))  # all processes must ask about signals equally often
         totals = {name: metrics.Totals(processes.device) for name in models}
         for model in models.values():
             processes.share_buffers(model)
@@ -101,7 +101,7 @@ class Loop:
         batches = iter(self._batches(self.test_views, order))
         for batch in itertools.islice(itertools.chain(batches, itertools.repeat(None)), longest):
             if batch is not None:
-                self.broken.add("val", batch.broken)
+                self._note("val", batch)
                 if len(batch.labels):
                     x, labels = self._prepared(batch)
                     for name, model in models.items():
@@ -133,6 +133,12 @@ class Loop:
             logits = model(x).float()
         totals.add(F.cross_entropy(logits, labels), logits, labels)
 
+    def _note(self, which: str, batch: Batch) -> None:
+        """Too many broken images stop the training as a signal does, so that what was trained is saved."""
+        self.broken.add(which, batch.broken)
+        if self.broken.problem() is not None:
+            self.stop.ask()
+
     def _batches(self, views: Views, order: Sampler[list[Place]]) -> Iterable[Batch]:
         return dataset.loader(views, order, self.args.workers, self.processes.device.type == "cuda")
 
@@ -151,9 +157,8 @@ class Loop:
         if logs is None:
             return
         so_far = metrics.scores(totals.sums)
-        print(
+        logs.attempts.say(
             f"epoch {epoch} step {step + 1}/{self.steps}: loss {loss:.4f}, so far {so_far.loss:.4f}, "
-            f"top-1 {so_far.top1:.2f} %, top-5 {so_far.top5:.2f} %, {speed:.0f} images/s",
-            flush=True,
+            f"top-1 {so_far.top1:.2f} %, top-5 {so_far.top5:.2f} %, {speed:.0f} images/s"
         )
         logs.scalar("step/loss", loss, epoch * self.steps + step)

@@ -5,11 +5,11 @@ import math
 import pathlib
 from collections.abc import Callable, Sequence
 
-from ..console import model_options
+from .._names import READERS
+from ..console import arguments
 from ..console.arguments import Parser
 from ..console.errors import UserError
 from .dataset_folders import LAYOUTS
-from .transforms import READERS
 
 AMP = ("off", "float16", "bfloat16")
 
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         UserError: an unknown option, or a value out of range.
     """
     parser = Parser(prog="python -m ulsam_fused.train", description=_DESCRIPTION, epilog=_EPILOG)
-    model_options.add_arguments(parser).add_argument(
+    arguments.add_model(parser).add_argument(
         "--weights", type=pathlib.Path, metavar="FILE", help="start from the weights in FILE (torchvision's names)"
     )
     parser.set_defaults(model="mobilenet_v2", width=1.0, attention="paper")

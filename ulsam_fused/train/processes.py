@@ -84,34 +84,46 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+"""What asks a training to save and stop; Windows has no SIGHUP."""
+
+
 class Stop:
-    """Whether any process has received SIGTERM. All processes get the same answer at the same step.
+    """Whether any process has received one of SIGNALS. All processes get the same answer at the same step.
 
     They exchange it while the next step is computed, so with several processes it comes one step late.
     """
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.asked = False
+        self.asked = 0  # the signal's number
         self._pending: tuple[dist.Work | None, Tensor] | None = None
 
     def listen(self) -> None:
-        """Take note of SIGTERM from now on."""
-        signal.signal(signal.SIGTERM, self._ask)
+        """Take note of signals from now on, but for those that somebody, `nohup` for one, has set to be ignored."""
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.ask)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def ask(self, number: int = signal.NSIG, frame: FrameType | None = None) -> None:
+        """Stop all processes; as a handler of signals, or for another reason."""
+        self.asked = number
+
+    def name(self) -> str:
+        """What a process received."""
+        return signal.Signals(self.asked).name
 
     def agreed(self) -> bool:
         """The answer. All processes must call this equally often."""
         if self.processes.world == 1:
-            return self.asked
+            return bool(self.asked)
         answer = False
         if self._pending is not None:
             work, flag = self._pending
             if work is not None:
                 work.wait()
             answer = bool(flag.item())
-        flag = torch.tensor([int(self.asked)])
+            self.asked = max(self.asked, int(flag.item()))
+        flag = torch.tensor([self.asked])
         self._pending = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.processes.control, async_op=True), flag
         return answer

@@ -1,7 +1,7 @@
 """The lines that a training prints."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..console import devices, model_options
 from .dataset_folders import Data
@@ -16,13 +16,18 @@ def head(args: Options, processes: Processes, data: Data, steps: int, reader: st
     device = processes.device
     lines = [
         f"{model_options.describe(args)}; {devices.describe(device)}, {processes.world} process(es), amp {args.amp}",
-        f"data: {args.layout}, {len(data.train)} training and {len(data.val)} test images, "
-        f"{len(data.classes)} classes; reader: {reader}",
+        f"data: {args.layout}, {len(data.train)} training and {len(data.val)} test images, reader: {reader}",
+        f"{len(data.classes)} classes: {some(data.classes)}",
         f"{args.epochs} epochs of {steps} steps of {args.batch_size * processes.world} images",
     ]
     if args.sync_bn and device.type == "cpu":
         lines.append("--sync-bn: on a CPU only the norms inside ULSAM are synchronised, not those of the backbone")
     return lines
+
+
+def some(names: Sequence[str]) -> str:
+    """At most six of the names, the last one among them."""
+    return ", ".join(names if len(names) <= 6 else (*names[:5], "...", names[-1]))
 
 
 def scores(epoch: int, found: Mapping[str, Scores]) -> list[str]:

@@ -1,6 +1,7 @@
 """Which checkpoint a training continues from, and whether that is a checkpoint of this training."""
 
 import pathlib
+from collections.abc import Callable
 
 from ..console import model_options
 from ..console.errors import UserError
@@ -33,7 +34,9 @@ def identity(args: Options, data: Data, world: int) -> dict[str, object]:
     }
 
 
-def find(args: Options, processes: Processes, identity: dict[str, object]) -> Checkpoint | None:
+def find(
+    args: Options, processes: Processes, identity: dict[str, object], notice: Callable[[str], None]
+) -> Checkpoint | None:
     """The checkpoint that --resume asks for; None to start anew. Only the first process reads --output.
 
     Raises:
@@ -43,8 +46,8 @@ def find(args: Options, processes: Processes, identity: dict[str, object]) -> Ch
     found, problem = None, ""
     if processes.first:
         try:
-            found = _find(args, identity)
-        except UserError as error:
+            found = _find(args, identity, notice)
+        except (UserError, OSError) as error:
             problem = str(error)
     found, problem = processes.share((found, problem))
     if problem:
@@ -52,7 +55,7 @@ def find(args: Options, processes: Processes, identity: dict[str, object]) -> Ch
     return found
 
 
-def _find(args: Options, identity: dict[str, object]) -> Checkpoint | None:
+def _find(args: Options, identity: dict[str, object], notice: Callable[[str], None]) -> Checkpoint | None:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +65,7 @@ def _find(args: Options, identity: dict[str, object]) -> Checkpoint | None:
             raise UserError(f"--output {args.output} already holds a training; --resume auto continues it")
         return None
     if args.resume == "auto":
-        found = checkpoint.latest(args.output, lambda line: print(f"resume: {line}", flush=True))
+        found = checkpoint.latest(args.output, lambda line: notice(f"resume: {line}"))
     else:
         path = pathlib.Path(args.resume)
         found = Checkpoint(path, checkpoint.load(path))

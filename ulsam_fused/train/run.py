@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..console import model_options
 from ..console.errors import UserError
+from ..console.output import Attempts
 from . import checkpoint, dataset_folders, metrics, network, pretrained, processes, report, resume, seeds, transforms
 from .checkpoint import Content
 from .dataset import Views
@@ -19,7 +20,7 @@ from .processes import Processes
 from .unreadable import Broken
 
 STOPPED = 143
-"""128 + SIGTERM, as a shell reports it."""
+"""128 + SIGTERM, as a shell reports it; after SIGHUP too."""
 
 
 def run(args: Options) -> int:
@@ -43,14 +44,14 @@ class _Training:
     """A training at `step` of `epoch`, with the totals of this epoch so far and the best top-1 accuracy in percent."""
 
     def __init__(self, args: Options, together: Processes) -> None:
-        self.args, self.processes = args, together
+        self.args, self.processes, self.attempts = args, together, Attempts()
         data = dataset_folders.read(args.layout, args.data)
         stop = processes.Stop(together)
         stop.listen()
         reader = transforms.require(args.reader)
         steps = _steps(args, len(data.train), together.world)
         self.identity = resume.identity(args, data, together.world)
-        found = resume.find(args, together, self.identity)
+        found = resume.find(args, together, self.identity, self._say)
         torch.manual_seed(seeds.derive(args.seed, "weights"))
         model = model_options.build(args, num_classes=len(data.classes))
         lines = [] if found or args.weights is None else pretrained.load(args.weights, model)
@@ -76,12 +77,13 @@ class _Training:
         args, logs = self.args, None
         if self.processes.first:
             step = self.epoch * self.loop.steps + self.step
-            logs = Logs(args.output, self.epoch, step, not args.no_tensorboard)
+            logs = Logs(args.output, self.epoch, step, not args.no_tensorboard, self.attempts)
         try:
             while self.epoch < args.epochs:
                 if not self._one_epoch(logs):
                     self._save()
-                    self._say(f"stopped by SIGTERM, saved at epoch {self.epoch}, step {self.step}")
+                    self.broken.check()
+                    self._say(f"stopped by {self.loop.stop.name()}, saved at epoch {self.epoch}, step {self.step}")
                     return STOPPED
         finally:
             if logs is not None:
@@ -90,7 +92,7 @@ class _Training:
         return 0
 
     def _one_epoch(self, logs: Logs | None) -> bool:
-        """Whether it came to its end; False after SIGTERM."""
+        """Whether it came to its end; False where it was stopped. Its checkpoint comes before all reports."""
         began = time.perf_counter()
         self.step = self.loop.train(self.epoch, self.step, self.totals, logs)
         if self.step < self.loop.steps:
@@ -101,32 +103,33 @@ class _Training:
         scores = self.loop.evaluate(models)
         if scores is None:
             return False
-        self.broken.merge(self.processes)
         scores["train"] = metrics.scores(self.processes.sum(self.totals.sums))
-        if logs is not None:
-            self._report(scores, time.perf_counter() - began, logs)
-        self.epoch, self.step, self.totals = self.epoch + 1, 0, metrics.Totals(self.processes.device)
+        ended = self.epoch
+        self.epoch, self.step, self.totals = ended + 1, 0, metrics.Totals(self.processes.device)
         chosen = "ema" if "ema" in scores else "val"
         self._keep_best(models[chosen], scores[chosen].top1)
         self._save()
+        if logs is not None:
+            self._report(ended, scores, time.perf_counter() - began, logs)
+        self.broken.check()
         return True
 
-    def _report(self, scores: dict[str, metrics.Scores], seconds: float, logs: Logs) -> None:
-        loop, epoch = self.loop, self.epoch
+    def _report(self, epoch: int, scores: dict[str, metrics.Scores], seconds: float, logs: Logs) -> None:
+        loop, path = self.loop, self.args.output / "broken.txt"
         rate = loop.rate(epoch, loop.steps - 1)
         logs.epoch(epoch, (epoch + 1) * loop.steps, rate, scores, len(self.broken), seconds)
         self._say(*report.scores(epoch, scores))
         if len(self.broken):
-            path = self.args.output / "broken.txt"
-            self.broken.write(path)
+            self.attempts(path.name, lambda: self.broken.write(path))
             self._say(*report.unreadable(self.broken, path))
 
     def _keep_best(self, model: nn.Module, top1: float) -> None:
         if top1 > self.best:
-            self.best = top1
-            if self.processes.first:
-                content = {"model": model.state_dict(), "top1": top1, "epoch": self.epoch}
-                checkpoint.save_weights(self.args.output, content)
+            content = {"model": model.state_dict(), "top1": top1, "epoch": self.epoch}
+            if not self.processes.first or self.attempts(
+                checkpoint.BEST, lambda: checkpoint.save_weights(self.args.output, content)
+            ):
+                self.best = top1
 
     def _restore(self, content: Content) -> None:
         loop = self.loop
@@ -141,12 +144,21 @@ class _Training:
             self.totals.sums.copy_(content["totals"])
 
     def _save(self) -> None:
-        """Called by all processes. The first one writes while the others wait, so that none ends before."""
+        """Called by all processes. The first one writes while the others wait, so that none ends before.
+
+        Raises:
+            UserError: in every process, that the first one cannot write.
+        """
         self.broken.merge(self.processes)
-        totals = self.processes.sum(self.totals.sums)
+        totals, problem = self.processes.sum(self.totals.sums), ""
         if self.processes.first:
-            checkpoint.save(self.args.output, self._content(totals))
-        self.processes.share(None)
+            try:
+                checkpoint.save(self.args.output, self._content(totals))
+            except UserError as error:
+                problem = str(error)
+        problem = self.processes.share(problem)
+        if problem:
+            raise UserError(problem)
 
     def _content(self, totals: Tensor) -> Content:
         loop = self.loop
@@ -166,7 +178,7 @@ class _Training:
 
     def _say(self, *lines: str) -> None:
         if self.processes.first:
-            print("\n".join(lines), flush=True)
+            self.attempts.say(*lines)
 
 
 def _steps(args: Options, images: int, world: int) -> int:

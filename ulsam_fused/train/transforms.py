@@ -1,4 +1,4 @@
-"""From a file to a view of it: uint8 [3, size, size]. By Pillow, or by torchvision's transforms if asked for.
+"""From an image to a view of it: uint8 [3, size, size]. By Pillow, or by torchvision's transforms if asked for.
 
 Both readers open files with Pillow, as torchvision's ImageFolder does, and resize bilinearly. Their test views are the
 same bits. Pillow is the default because the torchvision of the package index cannot be imported beside a CPU build of
@@ -7,28 +7,26 @@ PyTorch.
 
 import importlib
 import math
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..console.errors import UserError, one_line
+from ..console import images
+from ..console.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-READERS = ("pillow", "torchvision")
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Share of the area and aspect ratio of a training crop; source: Szegedy et al., CVPR 2015, and torchvision."""
 
+MOST_SCALED = 2**24
+"""Pixels of a scaled image. Of a longer one the middle alone is scaled, which rounds in another way."""
+
 View = Callable[["Picture"], Tensor]
 """From an image in RGB to uint8 [3, size, size]."""
-
-
-class Unreadable(Exception):
-    """The image is missing or broken; the message says what is wrong."""
 
 
 def require(reader: str) -> str:
@@ -46,25 +44,6 @@ def require(reader: str) -> str:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"--reader {reader}: {name} cannot be imported ({reason}); {advice}") from None
     return f"{reader} {getattr(found[-1], '__version__', '')}".strip()
-
-
-def opened(path: pathlib.Path) -> "Picture":
-    """The image in RGB, fully decoded.
-
-    Raises:
-        Unreadable: no such file, or no whole image.
-    """
-    from PIL import Image
-
-    try:
-        file = Image.open(path)
-        with file:
-            return file.convert("RGB")
-    except FileNotFoundError:
-        raise Unreadable("missing") from None
-    # Pillow's decoders raise one of these; which one depends on where the file is damaged
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise Unreadable(one_line(error).replace(str(path), path.name)) from None
 
 
 def training_view(reader: str, size: int, seed: int) -> View:
@@ -113,6 +92,8 @@ def _centre_crop(image: "Picture", resize: int, size: int) -> "Picture":
 
     short = min(image.size)
     width, height = (resize if side == short else int(resize * side / short) for side in image.size)
+    if width * height > MOST_SCALED:
+        return images.middle(image, resize, size)
     left, upper = round((width - size) / 2), round((height - size) / 2)
     scaled = image.resize((width, height), Image.Resampling.BILINEAR)
     return scaled.crop((left, upper, left + size, upper + size))

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..console import files
 from ..console.errors import UserError
 from .dataset_folders import Data, Images
 from .processes import Processes
@@ -32,18 +33,14 @@ class Broken:
         return sum(map(len, self.found.values()))
 
     def add(self, which: str, failures: Sequence[Failure]) -> None:
-        """Raises UserError if they have become too many."""
-        if failures:
-            self.found[which] |= dict(failures)
-            self._check(which)
+        """Note what this process has met."""
+        self.found[which] |= dict(failures)
 
     def merge(self, processes: Processes) -> None:
-        """Give every process what all have met. Raises UserError if that is too many."""
+        """Give every process what all have met."""
         for found in processes.gather(self.found):
             for which in self.found:
                 self.found[which] |= found[which]
-        for which in self.found:
-            self._check(which)
 
     def lines(self) -> list[str]:
         """Path and reason of each."""
@@ -55,13 +52,22 @@ class Broken:
 
     def write(self, path: pathlib.Path) -> None:
         """Write the lines to a file."""
-        path.write_text("".join(line + "\n" for line in self.lines()), encoding="utf-8")
+        files.write_text(path, "".join(line + "\n" for line in self.lines()))
 
-    def _check(self, which: str) -> None:
-        found, images = self.found[which], self.sets[which]
-        if len(found) > self.highest_share * len(images):
-            number = min(found)
-            raise UserError(
-                f"{len(found)} of {len(images)} images for {which} are missing or broken, more than --max-broken "
-                f"{self.highest_share:g} allows; the first is {images.path(number)}: {found[number]}"
-            )
+    def check(self) -> None:
+        """Raises UserError if they are too many."""
+        problem = self.problem()
+        if problem is not None:
+            raise UserError(problem)
+
+    def problem(self) -> str | None:
+        """That they are too many; None where they are not."""
+        for which, found in self.found.items():
+            images = self.sets[which]
+            if len(found) > self.highest_share * len(images):
+                number = min(found)
+                return (
+                    f"{len(found)} of {len(images)} images for {which} are missing or broken, more than --max-broken "
+                    f"{self.highest_share:g} allows; the first is {images.path(number)}: {found[number]}"
+                )
+        return None

@@ -7,6 +7,8 @@ address is a multiple of 16. So the compiled kernel is kept for tensors alike in
 calls it.
 """
 
+import os
+import subprocess
 from typing import Any
 
 import torch
@@ -20,6 +22,13 @@ TRIED = ((3, 6), (3, 7), (3, 9))
 
 keep = torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in TRIED
 """Whether compiled kernels are kept and used. For AMD's GPUs Triton's choice also depends on the sizes of tensors."""
+
+
+NO_COMPILER = (
+    "Triton compiles a few lines of C before it starts a kernel, and cannot do so here: install a C compiler and "
+    "Python's headers (Debian and Ubuntu: apt install gcc python3-dev), name a compiler in CC, or choose the backend "
+    '"torch"'
+)
 
 
 class Launch:
@@ -53,7 +62,19 @@ class Launch:
             self._kept[key] = compiled[self.grid]
 
     def _bound(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...]) -> Any:
-        return self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
+        try:
+            return self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
+        except (RuntimeError, FileNotFoundError, subprocess.CalledProcessError) as error:
+            if _lacks_compiler(error):
+                raise RuntimeError(f"{NO_COMPILER} ({error})") from error
+            raise
+
+
+def _lacks_compiler(error: Exception) -> bool:
+    """Whether Triton found no C compiler, or one that fails, as it does without Python's headers."""
+    if isinstance(error, FileNotFoundError):
+        return error.filename is not None and error.filename == os.environ.get("CC")
+    return isinstance(error, subprocess.CalledProcessError) or "C compiler" in str(error)
 
 
 def _watched() -> bool:
