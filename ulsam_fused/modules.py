@@ -37,10 +37,12 @@ class ULSAM(SharesBatch, nn.Module):
         bias: give both convolutions a bias.
         activation: None, or "relu" after both convolutions.
         norm: None, or "batch" after both convolutions.
-        momentum, eps: of both norms, as in torch.nn.BatchNorm2d; the authors' momentum is 0.9.
+        momentum: of both norms, as in torch.nn.BatchNorm2d; the authors' is 0.9.
+        eps: of both norms.
         out_dtype: type of the output; x's by default. torch.float32 keeps what 16 bits round away.
         backend: "auto", "triton", "cpp", "torch" or "reference".
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         x [N, channels, H, W] -> y [N, channels, H, W], with the memory format of x.

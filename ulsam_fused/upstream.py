@@ -58,7 +58,9 @@ class ULSAM(_Upstream):
 
     Args:
         nin: C, channels of x.
-        nout, h, w: accepted and ignored, as in the authors' code.
+        nout: accepted and ignored, as in the authors' code; so are h and w.
+        h: ignored.
+        w: ignored.
         num_splits: number of subspaces; divides nin. Two positional arguments are ambiguous and raise.
         legacy_maxpool_input: the authors' code before October 2020 pooled x itself. Checkpoints of that time have the
             same keys and need this. The depthwise parameters then get no gradient.
