@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         import mermaidx
 
         picture = f"{Path(uri).stem}-{fence.start()}.svg"
-        files.append(File.generated(config, picture, content=str(mermaidx.render(fence[1]).svg)))
+        files.append(File.generated(config, picture, content=mermaidx.render(fence[1]).svg()))
         return f"![The diagram, described in the text around it]({picture})"
 
     return _MERMAID.sub(drawn, _LINK.sub(followed, markdown))

@@ -303,7 +303,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert metadata["Version"] == _version()
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"onnx", "plot", "test", "train"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"docs", "onnx", "plot", "release", "test", "train"}
     needed = {line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert needed == {"torch>=2.10", "numpy"}, "torch brings the Triton that fits it"
     scripts = configparser.ConfigParser()

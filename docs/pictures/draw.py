@@ -34,7 +34,8 @@ def moved() -> dict[str, list[float]]:
     passes = torch.empty(SHAPE, dtype=torch.float16, device="meta").nbytes
     found = {}
     for name, module in (("authors' module", reference.ULSAM(SHAPE[1], G)), ("paper's formula", Paper(SHAPE[1], G))):
-        counted = count(module.half(), torch.randn(SHAPE, dtype=torch.float16, requires_grad=True))
+        x = torch.empty(SHAPE, dtype=torch.float16, device="meta", requires_grad=True)  # counted, not computed
+        counted = count(module.half().to("meta"), x)
         found[name] = [c.operators for c in counted]
         found[name] += [round(c.total / passes / fewest, 1) for c, fewest in zip(counted, (2, 3), strict=True)]
     return found
