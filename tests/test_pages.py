@@ -115,6 +115,7 @@ def drawing() -> ModuleType:
     return module
 
 
+@pytest.mark.slow  # PyTorch imports its decompositions for the first meta tensor that is computed with
 def test_pictures_show_what_is_drawn_now(drawing: ModuleType) -> None:
     """Where not, `python docs/pictures/draw.py` draws them anew."""
     image = pytest.importorskip("PIL.Image")
