@@ -15,6 +15,10 @@ _WARNINGS = {"warnings.warn", "parser.error"}
 def messages() -> dict[str, str]:
     """Each message, and a file that has it. Those that only pass another message on, such as `…: …`, are left out."""
     found = {}
+    for path in sorted((ROOT / "kernels" / "cpu").glob("*.[ch]*")):
+        source = path.read_text(encoding="utf-8")
+        for text in re.findall(r'STD_TORCH_CHECK\([^;]*?"([^"]*)"\)', source):
+            found[text] = path.relative_to(ROOT).as_posix()
     for folder in ("ulsam_fused", "kernels"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for expression in _expressions(ast.parse(path.read_text(encoding="utf-8"))):
