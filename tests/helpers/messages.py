@@ -13,7 +13,10 @@ _WARNINGS = {"warnings.warn", "parser.error"}
 
 
 def messages() -> dict[str, str]:
-    """Each message, and a file that has it. Those that only pass another message on, such as `…: …`, are left out."""
+    """Each message, and a file that has it.
+
+    Left out are single words, and those that only pass another message on: `…: …`.
+    """
     found = {}
     for path in sorted((ROOT / "kernels" / "cpu").glob("*.[ch]*")):
         source = path.read_text(encoding="utf-8")
@@ -23,7 +26,7 @@ def messages() -> dict[str, str]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for expression in _expressions(ast.parse(path.read_text(encoding="utf-8"))):
                 for text in _texts(expression):
-                    if re.search(r"[a-zA-Z]{2}", text):
+                    if re.search(r"[a-zA-Z]{2}", text) and " " in text:
                         found[" ".join(text.split())] = path.relative_to(ROOT).as_posix()
     return found
 
