@@ -37,12 +37,10 @@ class ULSAM(SharesBatch, nn.Module):
         bias: give both convolutions a bias.
         activation: None, or "relu" after both convolutions.
         norm: None, or "batch" after both convolutions.
-        momentum: of both norms, as in torch.nn.BatchNorm2d; the authors' is 0.9.
-        eps: of both norms.
+        momentum, eps: of both norms, as in torch.nn.BatchNorm2d; the authors' momentum is 0.9.
         out_dtype: type of the output; x's by default. torch.float32 keeps what 16 bits round away.
         backend: "auto", "triton", "cpp", "torch" or "reference".
-        device: of the parameters.
-        dtype: of the parameters.
+        device, dtype: of the parameters.
 
     Shape:
         x [N, channels, H, W] -> y [N, channels, H, W], with the memory format of x.

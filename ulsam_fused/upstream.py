@@ -58,9 +58,7 @@ class ULSAM(_Upstream):
 
     Args:
         nin: C, channels of x.
-        nout: accepted and ignored, as in the authors' code; so are h and w.
-        h: ignored.
-        w: ignored.
+        nout, h, w: accepted and ignored, as in the authors' code.
         num_splits: number of subspaces; divides nin. Two positional arguments are ambiguous and raise.
         legacy_maxpool_input: the authors' code before October 2020 pooled x itself. Checkpoints of that time have the
             same keys and need this. The depthwise parameters then get no gradient.

@@ -29,12 +29,11 @@ class MobileNet(nn.Module):
     """The network that `mobilenet_v1` and `mobilenet_v2` return: `features`, mean over the pixels, `classifier`.
 
     Args:
-        layers: the numbered layers.
-        head: a layer after them, or None.
-        classifier: what makes logits of the mean.
-        insert: as in `mobilenet_v1`, and kept under this name.
-        replace: as in `mobilenet_v1`, and kept under this name.
-        attention: as in `mobilenet_v1`.
+        layers: the numbered layers; head: a layer after them, or None.
+        insert, replace, attention: as in `mobilenet_v1`.
+
+    Attributes:
+        insert, replace: {layer number: num_splits}.
 
     Shape:
         x [N, 3, H, W] with H, W >= 32 -> logits [N, num_classes].
