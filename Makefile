@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize always
+.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix sanitize always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -28,7 +28,7 @@ help: ## list the targets
 # compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
 test test-quick compile-matrix: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
 # and so is the C++ backend, which is compiled first
-test test-quick demo bench: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
+test test-quick demo bench docs: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
 
 test: lint ## linter, type checker, then all tests
 	$(BIN)/ulsam-fused build
@@ -82,6 +82,18 @@ bench: $(FILES) ## the microbenchmark in full; table, JSON and plot in out/
 	@mkdir -p out
 	$(BIN)/ulsam-fused bench --json out/bench.json --plot out/bench.png
 
+docs: $(FILES) $(VENV)/.docs ## the documentation site in out/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The type checkers' cache is that of `make lint`. pyright downloads itself once.
+release-check: lint $(VENV)/.release ## build dist/, and check what a release shows: its page, types in each installation, CITATION, the workflow
+	rm -rf dist && $(BIN)/python -m build --no-isolation > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/pytest -q tests/test_packaging.py
+
 clean: ## remove .venv and everything that tools wrote
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -93,6 +105,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt setuptools
 	@$(EDITABLE) '.[test]' -c constraints.txt
 	@$(LIST) > $(FILES)
+	@touch $@
+
+$(VENV)/.docs $(VENV)/.release: $(VENV)/.%: $(STAMP)
+	@$(EDITABLE) '.[$*]' -c constraints.txt
 	@touch $@
 
 # an editable installation links each file, so a file that came or went needs new links

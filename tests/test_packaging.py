@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import runpy
 import shutil
 import site
 import subprocess
@@ -256,19 +257,28 @@ def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(ROOT / ".mypy_cache", cache)) if (ROOT / ".mypy_cache").exists() else cache
 
 
-@pytest.mark.parametrize("way", ["wheel", "editable"])
-def test_a_type_checker_sees_the_package(
-    way: str, installed_wheel: Path, editable: tuple[Path, dict[str, Path]], mypy_cache: Path, tmp_path: Path
-) -> None:
-    """mypy, told nothing but which interpreter is used: one whose site-packages holds the installation."""
-    if importlib.util.find_spec("mypy") is None:
-        pytest.skip("needs mypy")
+@pytest.fixture(params=["wheel", "editable"])
+def interpreter(
+    request: pytest.FixtureRequest, installed_wheel: Path, editable: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> Path:
+    """One whose site-packages holds the installation. Beside it, in tmp_path, lies the user's code.
+
+    The wheel was built of the sdist, and without isolation: pip gives the same from either, and so does
+    `--no-build-isolation`.
+    """
     run_python(["-m", "venv", "--without-pip", "venv"], cwd=tmp_path)
     (places,) = (tmp_path / "venv").glob("[lL]ib/**/site-packages")
-    shutil.copytree(installed_wheel if way == "wheel" else editable[1]["strict"], places, dirs_exist_ok=True)
+    shutil.copytree(installed_wheel if request.param == "wheel" else editable[1]["strict"], places, dirs_exist_ok=True)
     (places / "dependencies.pth").write_text("\n".join(_dependencies()))
-    (interpreter,) = (path for path in (tmp_path / "venv").glob("*/python*") if path.stem == "python")
     (tmp_path / "user.py").write_text(_USER)
+    (found,) = (path for path in (tmp_path / "venv").glob("*/python*") if path.stem == "python")
+    return found
+
+
+def test_mypy_sees_the_package(interpreter: Path, mypy_cache: Path, tmp_path: Path) -> None:
+    """Told nothing but which interpreter is used."""
+    if importlib.util.find_spec("mypy") is None:
+        pytest.skip("needs mypy")
     mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml")]
     options = ["--python-executable", str(interpreter), "--cache-dir", str(mypy_cache), "user.py"]
     done = subprocess.run([*mypy, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -276,6 +286,19 @@ def test_a_type_checker_sees_the_package(
     assert [found.replace("builtins.", "") for found in revealed] == _REVEALED, done.stdout + done.stderr
     (error,) = (line for line in done.stdout.splitlines() if ": error: " in line)
     assert "[arg-type]" in error or "[call-overload]" in error
+
+
+def test_pyright_sees_the_package(interpreter: Path, tmp_path: Path) -> None:
+    """As mypy does; `make release-check` brings it."""
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("needs pyright")
+    pyright = [sys.executable, "-m", "pyright", "--pythonpath", str(interpreter), "--outputjson", "user.py"]
+    done = subprocess.run(pyright, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    revealed = [re.findall(r'is "([^"]*)"$', one["message"])[0] for one in found if one["severity"] == "information"]
+    assert revealed == [re.sub(r"[a-z_.]+\.(?=[A-Z])", "", name) for name in _REVEALED], done.stdout
+    (error,) = (one for one in found if one["severity"] == "error")
+    assert error["rule"] in ("reportArgumentType", "reportCallIssue")
 
 
 def test_plain_checkout_imports(tree: Path, tmp_path: Path) -> None:
@@ -303,12 +326,28 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert metadata["Version"] == _version()
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"completion", "onnx", "plot", "test", "train"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"completion", "docs", "onnx", "plot", "release", "test", "train"}
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "# ulsam_fused" in str(metadata.get_payload())
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", str(metadata.get_payload())) == [], "nothing lies beside it there"
     needed = {line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert needed == {"torch>=2.10", "numpy"}, "torch brings the Triton that fits it"
     scripts = configparser.ConfigParser()
     scripts.read_string(archive.read(f"{info}/entry_points.txt").decode())
     assert dict(scripts["console_scripts"]) == {"ulsam-fused": "ulsam_fused.cli:main"}
+
+
+def test_readme_of_a_package_index_links_to_the_repository() -> None:
+    """Once pyproject.toml has its address."""
+    script = runpy.run_path(str(ROOT / "setup.py"))
+    assert script["address"]('# Source = "https://HOST/OWNER"\n') is None
+    address = script["address"]('Source = "https://host/owner/ulsam_fused"\n')
+    readme = "![Speed](a/b.png) of [it](docs/x.md#y), [there](https://z/)"
+    assert script["absolute"](readme, address) == (
+        "![Speed](https://host/owner/ulsam_fused/raw/main/a/b.png) of "
+        "[it](https://host/owner/ulsam_fused/blob/main/docs/x.md#y), [there](https://z/)"
+    )
+    assert script["absolute"](readme, None) == " of it, [there](https://z/)"
 
 
 def test_sdist_holds_the_repository(built: Path, tree: Path) -> None:
