@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import PLAIN
 
-Way = Literal["reference", "operator", "direct"]
+Way = Literal["reference", "plain", "operator", "direct"]
 
 _mode_depth: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -22,14 +22,17 @@ _in_jit_trace: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.i
 def way_of(x: Tensor) -> Way:
     """Which way a call with this input takes.
 
-    reference   under torch.func transforms, torch.jit.trace and ONNX export, which see through ordinary PyTorch only
+    reference   under torch.func transforms, which see through ordinary PyTorch only
+    plain       under torch.jit.trace and ONNX export, for the same reason: in the fewest steps
     operator    under compilation, export, a dispatch mode; for a tensor subclass and on meta
     direct      else: the backend is called past the dispatcher, which saves its time
     """
-    if torch.compiler.is_compiling():
-        return "operator"
-    if _in_functorch() or _in_jit_trace() or _onnx_export()():
+    if torch.compiler.is_compiling():  # the default ONNX exporter begins with torch.export
+        return "plain" if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export() else "operator"
+    if _in_functorch():
         return "reference"
+    if _in_jit_trace() or _onnx_export()():
+        return "plain"
     return "operator" if _watched(x) else "direct"
 
 
