@@ -20,10 +20,12 @@ from .distributed import sync_batchnorm
 from .explanation import explain
 from .functional import subspace_attention
 from .modules import ULSAM
+from .ops.decompositions import decompositions
 
 __all__ = [
     "ULSAM",
     "__version__",
+    "decompositions",
     "explain",
     "fuse",
     "get_backend",

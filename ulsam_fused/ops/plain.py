@@ -76,7 +76,7 @@ def _outputs(
     powers = (logits - highest).exp()
     total = powers.sum((2, 3), keepdim=True)
     attention = powers / total
-    channels = x.shape[1]
+    channels = int(x.shape[1])  # torch.jit.trace would compute with it
     subspaces = torch.arange(channels, device=x.device).div(channels // options.num_splits, rounding_mode="floor")
     y = x + x * attention.index_select(1, subspaces)
     return y.to(options.out_dtype or given.dtype), attention, z, (highest + total.log()).flatten(1)

@@ -97,7 +97,7 @@ def _norm_door(backend: str, x: Tensor) -> NormBackend:
 # --- what the operators run -----------------------------------------------------------------------------------------
 
 
-def _filled(t: Tensor | None, like: Tensor) -> Tensor:
+def filled(t: Tensor | None, like: Tensor) -> Tensor:
     """An operator's outputs are tensors, and no two of them are one."""
     return like.new_empty(0) if t is None else t
 
@@ -116,26 +116,26 @@ def grouped(flat: tuple[Any, ...], *kinds: type[tuple[Any, ...]]) -> list[Any]:
 def _run_forward(*flat: Any) -> tuple[Tensor, ...]:
     inputs, options = grouped(flat, Inputs, Options)
     found = backends.door(backends.requested(options.backend), inputs.x.device).forward(inputs, options)
-    return found.y, _filled(found.attention, found.z), found.z, _filled(found.lse, found.z)
+    return found.y, filled(found.attention, found.z), found.z, filled(found.lse, found.z)
 
 
 def _run_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     inputs, saved, options = grouped(flat, Inputs, _Saved, Options)
     door = backends.door(backends.requested(options.backend), inputs.x.device)
     found = door.backward(dy, d_attention, inputs, saved.z, saved.lse, options)
-    return tuple(_filled(t, inputs.scale) for t in found)
+    return tuple(filled(t, inputs.scale) for t in found)
 
 
 def _run_norm_forward(*flat: Any) -> tuple[Tensor, ...]:
     inputs, _, options = grouped(flat, NormInputs, Cancelled, Options)
     found = _norm_door(backends.requested(options.backend), inputs.x).norm_forward(inputs, options, Exchange())
-    return tuple(_filled(t, found.z) for t in found)
+    return tuple(filled(t, found.z) for t in found)
 
 
 def _run_norm_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     inputs, saved, options = grouped(flat, NormInputs, NormSaved, Options)
     door = _norm_door(backends.requested(options.backend), inputs.x)
-    return tuple(_filled(t, inputs.dw) for t in door.norm_backward(dy, d_attention, inputs, saved, options, None))
+    return tuple(filled(t, inputs.dw) for t in door.norm_backward(dy, d_attention, inputs, saved, options, None))
 
 
 # --- and what their fakes promise -------------------------------------------------------------------------------------

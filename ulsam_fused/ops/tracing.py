@@ -4,8 +4,8 @@ The only file that touches private names of torch; each has a fallback.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,3 +54,17 @@ def _onnx_export() -> Callable[[], bool]:
     except ImportError:
         return torch.onnx.is_in_onnx_export
     return lambda: GLOBALS.in_onnx_export or getattr(_flags, "_is_onnx_exporting", False)
+
+
+def publish_decompositions(decompositions: Mapping[torch._ops.OpOverload, Callable[..., Any]]) -> None:
+    """Put them where the ONNX exporter looks; without these tables it asks for `run_decompositions` first.
+
+    FakeTensor would prefer a decomposition to an operator's own fake, unless the operator stands in the meta table.
+    """
+    try:
+        from torch._decomp import decomposition_table, meta_table
+    except ImportError:
+        return
+    for operator, decomposition in decompositions.items():
+        meta_table[operator] = decomposition
+        decomposition_table[operator] = decomposition
