@@ -49,7 +49,9 @@ def assert_same_steps(program: nn.Module, model: nn.Module) -> None:
             if expected.grad is None:
                 assert name not in parameters or parameters[name].grad is None, name
             else:
-                torch.testing.assert_close(parameters[name].grad, expected.grad, msg=lambda m, name=name: f"{name}: {m}")
+                torch.testing.assert_close(
+                    parameters[name].grad, expected.grad, msg=lambda m, name=name: f"{name}: {m}"
+                )
         buffers = dict(model.named_buffers())
         for name, t in program.named_buffers():
             assert not t.requires_grad, name
