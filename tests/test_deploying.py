@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def exported(network: nn.Module) -> torch.export.ExportedProgram:
 
 
 def assert_right(network: Network, found: list[Any], x: Tensor = OTHER) -> None:
-    """Each y - x and each A is as near to the reference in float64 as eager float32 is, twice over, and one rounding."""
+    """Each y - x and each A: off float64 by at most twice what eager float32 is, and one rounding."""
     eager, golden = copy.deepcopy(network), copy.deepcopy(network).double()
     for layer in [*eager.layers, *golden.layers]:
         layer.backend = "reference"
@@ -161,7 +162,7 @@ def test_decomposed_training_mode() -> None:
             torch.testing.assert_close(module(x) - x, layer(x) - x)
         buffers = dict(layer.named_buffers())
         for name, t in module.named_buffers():
-            torch.testing.assert_close(t, buffers[name], msg=lambda m, name=name: f"{form} {name}: {m}")
+            torch.testing.assert_close(t, buffers[name])
 
 
 def test_compiled_calls_keep_the_operators() -> None:
@@ -210,6 +211,25 @@ def test_saved_programs_in_a_fresh_process(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "fused.pt2")
     torch.export.save(program.run_decompositions(uf.decompositions()), tmp_path / "plain.pt2")
     assert run_python(["-c", _FRESH], tmp_path, {"PYTHONPATH": str(ROOT)}).split() == ["refused", "loaded"]
+
+
+def test_jit_trace() -> None:
+    network = Network(list(FORMS))
+    traced = torch.jit.trace(network, X)
+    assert_right(network, traced(OTHER))
+    assert str(traced.inlined_graph).count("aten::max_pool2d") == 2 * len(FORMS)  # for y and for A, not per subspace
+
+
+def test_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of torch.export, loading and decomposing; what follows needs other packages, or a compiler."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:4]:
+        exec(block, names)
+    assert operators(names["plain"]) == {"aten"}
+    torch.testing.assert_close(names["y"], names["model"](names["x"]))
+    assert (tmp_path / "plain.pt2").exists()
 
 
 # --- other runtimes ---------------------------------------------------------------------------------------------------

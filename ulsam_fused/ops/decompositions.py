@@ -38,7 +38,9 @@ def _forward(*flat: Any) -> tuple[Tensor, ...]:
 def _norm_forward(*flat: Any) -> tuple[Tensor, ...]:
     inputs, _, options = grouped(flat, NormInputs, Cancelled, Options)
     found = plain.norm_forward(inputs, options)
-    return found._replace(attention=filled(found.attention if options.need_attention else None, found.z))
+    return tuple(
+        filled(t, found.z) for t in found._replace(attention=found.attention if options.need_attention else None)
+    )
 
 
 _DECOMPOSITIONS = {
