@@ -72,9 +72,8 @@ def test_a_program_trains(form: str, training: bool) -> None:
 
 @pytest.mark.slow  # TorchDynamo traces
 def test_a_program_of_a_strict_export_trains() -> None:
-    for form in ("paper", "upstream"):
-        model = network(form)
-        assert_same_steps(exported(copy.deepcopy(model), strict=True), model)
+    model = network("upstream")
+    assert_same_steps(exported(copy.deepcopy(model), strict=True), model)
 
 
 def test_second_derivatives_of_a_program() -> None:
@@ -95,7 +94,7 @@ def test_a_backward_that_was_compiled_has_no_derivative() -> None:
     options = (1, False, False, None, False, True, 0.0, 0.0, "torch")
     y, _, z, lse = torch.ops.ulsam_fused.forward(x, scale, None, v, None, *options)
     dx, *_ = torch.ops.ulsam_fused.backward(y, None, x, scale, None, v, None, z, lse, *options)
-    with pytest.raises(RuntimeError, match=r"take second derivatives .* in eager mode"):
+    with pytest.raises(RuntimeError, match=r"second derivatives .* need eager mode"):
         dx.sum().backward()
 
 

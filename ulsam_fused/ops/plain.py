@@ -19,6 +19,7 @@ from ..kernels.contract import (
     NormInputs,
     Options,
 )
+from ..torch_backend.primitives import without_autocast
 
 
 def forward(inputs: Inputs, options: Options) -> Forward:
@@ -64,7 +65,8 @@ def _logits(x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor
     if shift is not None:
         u = u + _per_channel(shift)
     m = F.max_pool2d(u.relu() if options.relu_u else u, 3, 1, 1)
-    return F.conv2d(m, v.view(options.num_splits, -1, 1, 1), b, groups=options.num_splits)
+    with without_autocast(x):
+        return F.conv2d(m, v.view(options.num_splits, -1, 1, 1), b, groups=options.num_splits)
 
 
 def _outputs(

@@ -220,7 +220,7 @@ def differentiate(name: str, setup_context: Callable[..., None], backward: Calla
 
 def _no_second_derivative(*_: Any) -> None:
     raise RuntimeError(
-        "a compiled backward of ulsam_fused has no derivative: take second derivatives (create_graph=True) in eager mode"
+        "a compiled backward of ulsam_fused has no derivative: second derivatives (create_graph=True) need eager mode"
     )
 
 
