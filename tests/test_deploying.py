@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from ulsam_fused.kernels.contract import Options
 
 import ulsam_fused as uf
 from tests.helpers.processes import ROOT, run_python
@@ -166,7 +169,7 @@ def test_decomposed_training_mode() -> None:
 
 
 def test_compiled_calls_keep_the_operators() -> None:
-    """PyTorch's table of decompositions has them, for ONNX; no compiler may take them from there."""
+    """PyTorch's table of decompositions has them, for ONNX; neither compilers nor fake tensors may take them there."""
     torch._dynamo.reset()
     graphs = []
 
@@ -182,6 +185,12 @@ def test_compiled_calls_keep_the_operators() -> None:
     assert len(graphs) == 2
     assert "ulsam_fused.forward" in graphs[0]
     assert "ulsam_fused.backward" in graphs[1]
+    mode, channels_last = FakeTensorMode(shape_env=ShapeEnv()), X.contiguous(memory_format=torch.channels_last)
+    with mode:
+        x, weight = mode.from_tensor(channels_last), torch.empty(8)
+        options = Options(4, False, False)
+        _, _, z, _ = torch.ops.ulsam_fused.forward(x, weight, None, weight, None, *options)
+    assert z.is_contiguous()  # by the fake; the decomposition would be channels_last as x
 
 
 _FRESH = """

@@ -76,6 +76,17 @@ def test_a_program_of_a_strict_export_trains() -> None:
     assert_same_steps(exported(copy.deepcopy(model), strict=True), model)
 
 
+def test_a_program_without_lse_trains(device: str) -> None:
+    """Exported without gradients it saves no lse, which the Triton kernels need in the backward."""
+    pytest.importorskip("triton", reason="needs Triton")
+    x = torch.randn(1, 2, 3, 3, device=device, dtype=torch.float64, requires_grad=True)
+    layer = uf.ULSAM(2, 1, activation="relu", backend="triton", device=device, dtype=torch.float64)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x.detach(),)).module()
+    found = [torch.autograd.grad(module(x).pow(2).sum(), x) for module in (program, layer)]
+    torch.testing.assert_close(*found)
+
+
 def test_second_derivatives_of_a_program() -> None:
     for form in ("paper", "upstream"):
         model = network(form)

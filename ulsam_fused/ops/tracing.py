@@ -23,12 +23,12 @@ def way_of(x: Tensor) -> Way:
     """Which way a call with this input takes.
 
     reference   under torch.func transforms, which see through ordinary PyTorch only
-    plain       under torch.jit.trace and ONNX export, for the same reason: in the fewest steps
+    plain       under torch.jit.trace, which the older ONNX exporter takes, for the same reason: in the fewest steps
     operator    under compilation, export, a dispatch mode; for a tensor subclass and on meta
     direct      else: the backend is called past the dispatcher, which saves its time
     """
-    if torch.compiler.is_compiling():  # the default ONNX exporter begins with torch.export
-        return "plain" if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export() else "operator"
+    if torch.compiler.is_compiling():  # in the default ONNX exporter too, which decomposes what it captured
+        return "operator"
     if _in_functorch():
         return "reference"
     if _in_jit_trace() or _onnx_export()():
