@@ -56,7 +56,9 @@ def fold(weight: Tensor, bias: Tensor | None, norm: FixedNorm, repeat: int = 1) 
     gamma, beta, mean, var = (t.to(dtype) for t in (norm.gamma, norm.beta, norm.mean, norm.var))
     gain = gamma * torch.rsqrt(var + norm.eps)
     shift = torch.addcmul(beta, gain, -mean if bias is None else bias.to(dtype) - mean)
-    return weight.to(dtype) * (gain.repeat_interleave(repeat) if repeat > 1 else gain), shift
+    if repeat == 1:
+        return weight.to(dtype) * gain, shift
+    return (weight.to(dtype).reshape(-1, repeat) * gain.unsqueeze(1)).flatten(), shift
 
 
 def combine(parts: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ if TYPE_CHECKING or not is_command():
     from .explanation import explain
     from .functional import subspace_attention
     from .modules import ULSAM
+    from .ops.decompositions import decompositions
 
 __all__ = [
     "ULSAM",
     "__version__",
+    "decompositions",
     "explain",
     "fuse",
     "get_backend",

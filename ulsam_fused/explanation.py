@@ -13,6 +13,7 @@ from .ops.routes import Route, general_route
 _WAYS = {
     "direct": "the backend itself, past PyTorch's dispatcher",
     "operator": "the registered operator, since something traces or watches this call",
+    "plain": "eager PyTorch in few steps, for an exporter",
     "reference": "eager PyTorch, one subspace after the other",
 }
 
@@ -52,7 +53,7 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
         f"x: [{n}, {c}, {h}, {w}] {str(x.dtype).removeprefix('torch.')}, {layout}, on {x.device}",
         f"{n * g} slabs (images x subspaces) of G = {c // g} channels, {_size(c // g * h * w * x.element_size())} each",
     ]
-    backend = "reference" if route.way == "reference" else backends.resolve(route.backend, x.device)
+    backend = "reference" if route.way in ("reference", "plain") else backends.resolve(route.backend, x.device)
     lines.append(f"backend: {backend} ({_backend_reason(asked, route, backend, x)})")
     lines.append(f"way: {_WAYS[route.way]}")
     if route.dw_norm is not None:

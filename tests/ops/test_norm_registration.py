@@ -36,7 +36,7 @@ def arguments(device: str, norms: tuple[bool, bool], dtype: torch.dtype = torch.
 def test_opcheck(device: str, backend: str, norms: tuple[bool, bool]) -> None:
     tensors = arguments(device, norms)
     options = Options(2, True, True, need_attention=True, eps1=1e-5, eps2=1e-5, backend=backend)
-    forward = (*tensors, *options)
+    forward = (*tensors, None, None, *options)
     torch.library.opcheck(torch.ops.ulsam_fused.norm_forward.default, forward)
     y, attention, *saved = torch.ops.ulsam_fused.norm_forward(*forward)
     backward = (y, attention, *tensors, *saved, *options)
@@ -61,7 +61,7 @@ def test_fakes_promise_what_comes(
 
     def run(*tensors: Tensor | None) -> list[Tensor]:
         options = Options(2, True, False, torch.float32, norms[0], eps1=1e-5, eps2=1e-5, backend=backend)
-        forward = torch.ops.ulsam_fused.norm_forward(*tensors, *options)
+        forward = torch.ops.ulsam_fused.norm_forward(*tensors, None, None, *options)
         y, _, *saved = forward
         backward = torch.ops.ulsam_fused.norm_backward(y, None, *tensors, *saved, *options)
         return [*forward, *backward]

@@ -1,4 +1,4 @@
-"""The differentiable operator in its general form (see `reference`): a torch.autograd.Function around the backend.
+"""Derivatives of the general form (see `reference`): for direct calls and for the registered operator.
 
 Saved for backward: x, the parameters, the logits z and their log-sum-exp: 4 bytes per pixel and subspace, and 4 per
 subspace. First derivatives come from the fused backward. A second derivative (create_graph=True) is taken through the
@@ -18,8 +18,8 @@ from .routes import Route
 
 
 def general_form(inputs: Inputs, options: Options, route: Route) -> tuple[Tensor, Tensor | None]:
-    """y and A (None or empty unless needed). Without `need_lse` no backward can follow, and no Function is made."""
-    if options.need_lse:
+    """y and A (None or empty unless needed). Only a direct call needs a Function of ours, and only for gradients."""
+    if options.need_lse and route.way == "direct":
         return SubspaceAttention.apply(options, route, *inputs)  # type: ignore[no-any-return,no-untyped-call]
     found = registration.forward(inputs, options, route)
     return found.y, found.attention
@@ -32,31 +32,53 @@ class SubspaceAttention(torch.autograd.Function):
     def forward(ctx: Any, options: Options, route: Route, *tensors: Any) -> tuple[Tensor, Tensor | None]:
         inputs = Inputs(*tensors)
         y, attention, z, lse = registration.forward(inputs, options, route)
-        ctx.save_for_backward(*inputs, z, lse)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        if attention is not None and not options.need_attention:
-            ctx.mark_non_differentiable(attention)
+        _save(ctx, inputs, options, z, lse)
         return y, attention
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, z, lse = ctx.saved_tensors  # once: checkpointing allows no second look
-        inputs, options = Inputs(*tensors), ctx.options
         _, _, *needed = ctx.needs_input_grad
-        if not options.need_attention:
-            d_attention = None
-        gradients: Sequence[Tensor | None] = (None,) * len(inputs)
-        if dy is None and d_attention is None:
-            pass
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            outputs = reference.general_form(
-                *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype
-            )
-            gradients = derivatives(outputs, (dy, d_attention), inputs, needed)
-        else:
-            gradients = registration.backward(dy, d_attention, inputs, z, lse, options)
-        return None, None, *only_needed(gradients, needed)
+        return None, None, *_gradients(ctx, dy, d_attention, needed)
+
+
+def _save(ctx: Any, inputs: Inputs, options: Options, z: Tensor, lse: Tensor | None) -> None:
+    ctx.save_for_backward(*inputs, z, lse)
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(
+    ctx: Any, dy: Tensor | None, d_attention: Tensor | None, needed: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    *tensors, z, lse = ctx.saved_tensors  # once: checkpointing allows no second look
+    inputs, options = Inputs(*tensors), ctx.options
+    if not options.need_attention:
+        d_attention = None
+    if dy is None and d_attention is None:
+        return (None,) * len(inputs)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        outputs = reference.general_form(
+            *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype
+        )
+        return derivatives(outputs, (dy, d_attention), inputs, needed)
+    if not options.need_lse:  # a program that was exported without gradients trains nevertheless
+        lse = (z.relu() if options.relu_z else z).flatten(2).logsumexp(-1)
+    return only_needed(registration.backward(dy, d_attention, inputs, z, lse, options), needed)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors, options = registration.grouped(inputs, Inputs, Options)
+    _, attention, z, lse = output
+    _save(ctx, tensors, options, z, lse)
+    ctx.mark_non_differentiable(z, lse, *([] if options.need_attention else [attention]))
+
+
+def _backward(ctx: Any, dy: Tensor | None, d_attention: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[: len(Inputs._fields)]
+    return *_gradients(ctx, dy, d_attention, needed), *(None,) * len(Options._fields)
+
+
+registration.differentiate("forward", _setup_context, _backward)
 
 
 def only_needed(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:

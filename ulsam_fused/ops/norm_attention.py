@@ -101,7 +101,7 @@ def norm_attention(
     v: Tensor = pw_weight
     b: Tensor = beta2
     if fixed2 is not None:
-        v, b = batch_norm.fold(pw_weight, pw_bias, fixed2, repeat=x.shape[1] // num_splits)
+        v, b = batch_norm.fold(pw_weight, pw_bias, fixed2, repeat=int(x.shape[1]) // num_splits)
     if fixed1 is not None and fixed2 is not None:
         return autograd.general_form(Inputs(x, scale, shift, v, b), options, route)
     return norm_autograd.norm_form(

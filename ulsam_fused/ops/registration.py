@@ -26,14 +26,24 @@ from ..kernels.contract import (
     NormSaved,
     Options,
 )
-from . import tracing
+from . import plain, tracing
 from .routes import Route
+
+
+class Cancelled(NamedTuple):
+    """Biases of convolutions before a norm with statistics of the batch. They change nothing, and their gradient is 0,
+    which tells DistributedDataParallel and optimizers that they took part."""
+
+    dw_bias: Tensor | None  # [C]
+    pw_bias: Tensor | None  # [g]
 
 
 def forward(inputs: Inputs, options: Options, route: Route) -> Forward:
     """The general form; see `contract.Backend`."""
     if route.way == "operator":
         return Forward(*torch.ops.ulsam_fused.forward.default(*inputs, *options))
+    if route.way == "plain":
+        return plain.forward(inputs, options)
     return backends.door(route.backend, inputs.x.device).forward(inputs, options)
 
 
@@ -47,10 +57,12 @@ def backward(
     return backends.door(options.backend, inputs.x.device).backward(dy, d_attention, inputs, z, lse, options)
 
 
-def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange, route: Route) -> NormForward:
-    """The form with norms; see `contract.NormBackend`. The operator updates nothing and knows no other process."""
+def norm_forward(
+    inputs: NormInputs, cancelled: Cancelled, options: Options, exchange: Exchange, route: Route
+) -> NormForward:
+    """The form with norms; see `contract.NormBackend`. Only the way "direct" heeds `exchange`."""
     if route.way == "operator":
-        return NormForward(*torch.ops.ulsam_fused.norm_forward.default(*inputs, *options))
+        return NormForward(*torch.ops.ulsam_fused.norm_forward.default(*inputs, *cancelled, *options))
     return _norm_door(options.backend, inputs.x).norm_forward(inputs, options, exchange)
 
 
@@ -72,8 +84,9 @@ def norm_backward(
 
 def moments(x: Tensor, group: Group | None, route: Route) -> Tensor:
     """Mean, biased variance and count of every channel of x: [3, C]."""
-    backend = "torch" if route.way == "operator" else route.backend  # its steps are PyTorch's own
-    return _norm_door(backend, x).moments(x, group)
+    if route.way != "direct":
+        return torch.stack(plain.moments(x))
+    return _norm_door(route.backend, x).moments(x, group)
 
 
 def _norm_door(backend: str, x: Tensor) -> NormBackend:
@@ -84,7 +97,7 @@ def _norm_door(backend: str, x: Tensor) -> NormBackend:
 # --- what the operators run -----------------------------------------------------------------------------------------
 
 
-def _filled(t: Tensor | None, like: Tensor) -> Tensor:
+def filled(t: Tensor | None, like: Tensor) -> Tensor:
     """An operator's outputs are tensors, and no two of them are one."""
     return like.new_empty(0) if t is None else t
 
@@ -94,48 +107,48 @@ class _Saved(NamedTuple):
     lse: Tensor
 
 
-def _grouped(flat: tuple[Any, ...], *kinds: type[tuple[Any, ...]]) -> list[Any]:
+def grouped(flat: tuple[Any, ...], *kinds: type[tuple[Any, ...]]) -> list[Any]:
     """An operator's arguments as the named tuples that they are the fields of, one after the other."""
     rest = iter(flat)
     return [kind(*itertools.islice(rest, len(kind._fields))) for kind in kinds]  # type: ignore[attr-defined]
 
 
 def _run_forward(*flat: Any) -> tuple[Tensor, ...]:
-    inputs, options = _grouped(flat, Inputs, Options)
+    inputs, options = grouped(flat, Inputs, Options)
     found = backends.door(backends.requested(options.backend), inputs.x.device).forward(inputs, options)
-    return found.y, _filled(found.attention, found.z), found.z, _filled(found.lse, found.z)
+    return found.y, filled(found.attention, found.z), found.z, filled(found.lse, found.z)
 
 
 def _run_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
-    inputs, saved, options = _grouped(flat, Inputs, _Saved, Options)
+    inputs, saved, options = grouped(flat, Inputs, _Saved, Options)
     door = backends.door(backends.requested(options.backend), inputs.x.device)
     found = door.backward(dy, d_attention, inputs, saved.z, saved.lse, options)
-    return tuple(_filled(t, inputs.scale) for t in found)
+    return tuple(filled(t, inputs.scale) for t in found)
 
 
 def _run_norm_forward(*flat: Any) -> tuple[Tensor, ...]:
-    inputs, options = _grouped(flat, NormInputs, Options)
+    inputs, _, options = grouped(flat, NormInputs, Cancelled, Options)
     found = _norm_door(backends.requested(options.backend), inputs.x).norm_forward(inputs, options, Exchange())
-    return tuple(_filled(t, found.z) for t in found)
+    return tuple(filled(t, found.z) for t in found)
 
 
 def _run_norm_backward(dy: Tensor | None, d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
-    inputs, saved, options = _grouped(flat, NormInputs, NormSaved, Options)
+    inputs, saved, options = grouped(flat, NormInputs, NormSaved, Options)
     door = _norm_door(backends.requested(options.backend), inputs.x)
-    return tuple(_filled(t, inputs.dw) for t in door.norm_backward(dy, d_attention, inputs, saved, options, None))
+    return tuple(filled(t, inputs.dw) for t in door.norm_backward(dy, d_attention, inputs, saved, options, None))
 
 
 # --- and what their fakes promise -------------------------------------------------------------------------------------
 
 
 def _promise_forward(*flat: Any) -> tuple[Tensor, ...]:
-    inputs, options = _grouped(flat, Inputs, Options)
+    inputs, options = grouped(flat, Inputs, Options)
     y, attention, z = _promised_maps(inputs.x, options)
     return y, attention, z, z.new_empty((z.shape[0], options.num_splits) if options.need_lse else 0)
 
 
 def _promise_norm_forward(*flat: Any) -> tuple[Tensor, ...]:
-    inputs, options = _grouped(flat, NormInputs, Options)
+    inputs, _, options = grouped(flat, NormInputs, Cancelled, Options)
     y, attention, z = _promised_maps(inputs.x, options)
     n, c, _, _ = inputs.x.shape
     first = z.new_empty(0) if inputs.gamma1 is None else z.new_empty(5, c)
@@ -150,11 +163,11 @@ def _promised_maps(x: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _promise_backward(_dy: Tensor | None, _d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
-    return _promised_gradients(*_grouped(flat, Inputs))
+    return _promised_gradients(*grouped(flat, Inputs))
 
 
 def _promise_norm_backward(_dy: Tensor | None, _d_attention: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
-    return _promised_gradients(*_grouped(flat, NormInputs))
+    return _promised_gradients(*grouped(flat, NormInputs))
 
 
 def _promised_gradients(inputs: Inputs | NormInputs) -> tuple[Tensor, ...]:
@@ -163,9 +176,10 @@ def _promised_gradients(inputs: Inputs | NormInputs) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *absent_or_like
 
 
-_LIBRARY = torch.library.Library("ulsam_fused", "DEF")
+LIBRARY = torch.library.Library("ulsam_fused", "DEF")
 _GENERAL = "Tensor x, Tensor scale, Tensor? shift, Tensor v, Tensor? b"
 _NORM = "Tensor x, Tensor dw, Tensor? gamma1, Tensor? beta1, Tensor pw, Tensor? gamma2, Tensor? beta2"
+_CANCELLED = "Tensor? dw_bias, Tensor? pw_bias"
 _ARRIVING = "Tensor? dy, Tensor? d_attention"
 _OPTIONS = (  # the fields of Options, in their order
     "int num_splits, bool relu_u, bool relu_z, ScalarType? out_dtype, bool need_attention, bool need_lse, "
@@ -181,7 +195,7 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         _run_backward,
         _promise_backward,
     ),
-    f"norm_forward({_NORM}, {_OPTIONS}) "
+    f"norm_forward({_NORM}, {_CANCELLED}, {_OPTIONS}) "
     "-> (Tensor y, Tensor attention, Tensor z, Tensor lse, Tensor first, Tensor second)": (
         _run_norm_forward,
         _promise_norm_forward,
@@ -194,7 +208,21 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 for _schema, (_run, _promise) in _OPERATORS.items():
     _name = _schema.partition("(")[0]
-    _LIBRARY.define(_schema)
-    for _key in ("CPU", "CUDA"):
-        _LIBRARY.impl(_name, _run, _key)
-    torch.library.register_fake(f"ulsam_fused::{_name}", _promise, lib=_LIBRARY)
+    LIBRARY.define(_schema)
+    LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")  # on every device
+    torch.library.register_fake(f"ulsam_fused::{_name}", _promise, lib=LIBRARY)
+
+
+def differentiate(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Give an operator its derivatives: those of whatever calls it by name, such as an exported program."""
+    torch.library.register_autograd(f"ulsam_fused::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def _no_second_derivative(*_: Any) -> None:
+    raise RuntimeError(
+        "a compiled backward of ulsam_fused has no derivative: second derivatives (create_graph=True) need eager mode"
+    )
+
+
+for _name in ("backward", "norm_backward"):
+    differentiate(_name, lambda ctx, inputs, output: None, _no_second_derivative)

@@ -1,6 +1,7 @@
 """Which way a call takes. It is decided once, at the top of the call, and handed down; `uf.explain` prints it.
 
-way         reference   the formula in eager PyTorch, which transforms and exporters see through
+way         reference   the formula in eager PyTorch, which transforms see through
+            plain       the same in as few steps as can be, which exporters see through
             operator    the registered operator: compilation, export, a dispatch mode or a tensor subclass looks on
             direct      the backend itself, past the dispatcher
 dw_norm,    None        there is no norm after this convolution
@@ -55,6 +56,8 @@ def norm_route(
 ) -> Route:
     """Of the form with norms. Only a backend itself talks to other processes, so a shared batch goes there directly."""
     way = general_route(x, backend).way
+    if way == "plain" and (dw_batch or pw_batch):  # exporters know torch.nn.functional.batch_norm
+        way = "reference"
     if shared:
         if backend == "reference":
             raise RuntimeError('backend "reference" cannot share the statistics of a batch between processes')

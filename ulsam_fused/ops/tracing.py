@@ -4,15 +4,15 @@ The only file that touches private names of torch; each has a fallback.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .checks import PLAIN
 
-Way = Literal["reference", "operator", "direct"]
+Way = Literal["reference", "plain", "operator", "direct"]
 
 _mode_depth: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -22,14 +22,17 @@ _in_jit_trace: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.i
 def way_of(x: Tensor) -> Way:
     """Which way a call with this input takes.
 
-    reference   under torch.func transforms, torch.jit.trace and ONNX export, which see through ordinary PyTorch only
+    reference   under torch.func transforms, which see through ordinary PyTorch only
+    plain       under torch.jit.trace, which the older ONNX exporter takes, for the same reason: in the fewest steps
     operator    under compilation, export, a dispatch mode; for a tensor subclass and on meta
     direct      else: the backend is called past the dispatcher, which saves its time
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # in the default ONNX exporter too, which decomposes what it captured
         return "operator"
-    if _in_functorch() or _in_jit_trace() or _onnx_export()():
+    if _in_functorch():
         return "reference"
+    if _in_jit_trace() or _onnx_export()():
+        return "plain"
     return "operator" if _watched(x) else "direct"
 
 
@@ -51,3 +54,17 @@ def _onnx_export() -> Callable[[], bool]:
     except ImportError:
         return torch.onnx.is_in_onnx_export
     return lambda: GLOBALS.in_onnx_export or getattr(_flags, "_is_onnx_exporting", False)
+
+
+def publish_decompositions(decompositions: Mapping[torch._ops.OpOverload, Callable[..., Any]]) -> None:
+    """Put them where the ONNX exporter looks; without these tables it asks for `run_decompositions` first.
+
+    FakeTensor would prefer a decomposition to an operator's own fake, unless the operator stands in the meta table.
+    """
+    try:
+        from torch._decomp import decomposition_table, meta_table
+    except ImportError:
+        return
+    for operator, decomposition in decompositions.items():
+        meta_table[operator] = decomposition
+        decomposition_table[operator] = decomposition
