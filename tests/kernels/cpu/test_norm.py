@@ -176,6 +176,11 @@ def test_gradients_apart_in_memory(batch1: bool, batch2: bool) -> None:
     assert all(gradients[name].untyped_storage().nbytes() <= 4 * max(gradients[name].numel(), 1) for name in given)
 
 
+def test_without_an_activation_the_softmax_sees_no_constant() -> None:
+    case = make_norm_case((2, 4, 5, 4), 2, torch.float32, batch2=False, relu_z=False)
+    assert not run_norm_backward(norm_backend, case)["dbeta2"].any()
+
+
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
