@@ -145,6 +145,13 @@ def test_autocast_keeps_the_type_of_x_and_the_values(device: str, backend: str, 
     assert mixed.dtype == half
 
 
+@pytest.mark.parametrize("backend", serving.FUSED)
+def test_without_an_activation_the_softmax_sees_no_bias(device: str, backend: str) -> None:
+    pw_bias = torch.randn(3, device=device, requires_grad=True)
+    uf.subspace_attention(**arguments(device), pw_bias=pw_bias, backend=backend).square().sum().backward()
+    assert torch.equal(pw_bias.grad, torch.zeros_like(pw_bias))
+
+
 @pytest.mark.parametrize("backend", serving.ALL)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_one_input_alone_needs_a_gradient(device: str, backend: str, activation: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A call of the function or of a layer as a plain value, which hypothesis draws and shrinks and a line of JSON keeps."""
+"""A call of the function or of a layer as a plain value: hypothesis draws and shrinks it, a line of JSON keeps it."""
 
 import dataclasses
 import json
@@ -48,18 +48,30 @@ class Call:
     pw_training: bool = True
     eps: float = 1e-5
     momentum: float | None = 0.9
-    tool: str = ""  # what wraps or copies: see `judge.TOOLS`
+    tool: str = ""  # of TOOLS: what wraps, copies or transforms
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.n, self.group * self.num_splits, self.h, self.w
 
 
-def calls(backend: str, open_defects: frozenset[str] = frozenset(), **limits: Any) -> st.SearchStrategy[Call]:
+OPEN = frozenset({"negative bit", "dual"})
+"""Defects that are known and being mended: `calls` draws nothing that meets them."""
+
+TINY = {"n": st.integers(1, 2), "group": st.integers(1, 4), "num_splits": st.integers(1, 2), "h": st.integers(1, 6)}
+TINY |= {"w": st.integers(1, 6)}
+"""Limits for Triton's interpreter."""
+
+QUICK_TOOLS = (
+    "", "", "", "checkpoint", "autocast", "no_grad", "inference_mode", "deepcopy", "pickle", "functional_call", "dual",
+)  # fmt: skip
+TOOLS = (*QUICK_TOOLS * 4, "compile")
+
+
+def calls(backend: str, **limits: Any) -> st.SearchStrategy[Call]:
     """Calls that are allowed; limits: a strategy in place of that of a field."""
     subset = st.lists(st.sampled_from(("x", *PARAMETERS)), unique=True, max_size=6).map(sorted).map(tuple)
     negative = st.lists(st.sampled_from(("x", "dy", "parameters")), unique=True).map(sorted).map(tuple)
-    tools = ("", "", "", "checkpoint", "autocast", "no_grad", "inference_mode", "deepcopy", "pickle", "functional_call")
     fields: dict[str, Any] = {
         "form": st.sampled_from(("function", "function", "layer", "authors", "legacy")),
         "seed": st.integers(0, 2**16),
@@ -80,14 +92,14 @@ def calls(backend: str, open_defects: frozenset[str] = frozenset(), **limits: An
         "layout_x": st.sampled_from(("contiguous", *LAYOUTS)),
         "layout_dy": st.sampled_from(("contiguous", *LAYOUTS)),
         "strided_parameters": st.booleans(),
-        "negative_bit": st.just(()) if "negative bit" in open_defects else negative,
+        "negative_bit": st.just(()) if "negative bit" in OPEN else negative,
         "arriving": st.sampled_from(("y", "A", "both")),
         "frozen": subset,
         "dw_training": st.booleans(),
         "pw_training": st.booleans(),
         "eps": st.sampled_from((1e-5, 0.1)),
         "momentum": st.sampled_from((0.9, 0.1, 0.0, 1.0, None)),
-        "tool": st.sampled_from([tool for tool in tools if tool not in open_defects]),
+        "tool": st.sampled_from(TOOLS).filter(lambda tool: tool not in OPEN),
     }
     return st.builds(Call, backend=st.just(backend), **{**fields, **limits})
 

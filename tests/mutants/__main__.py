@@ -1,35 +1,36 @@
-"""`make mutants`: plants each mistake of the table in a copy of the repository and runs the tests that must notice it.
+"""`make mutants`: plants each mistake of table.txt in a copy of the repository and runs the tests that must notice it.
 
     python -m tests.mutants --workers 2 --only state_dict
 
-A mutant is killed when a test fails or the process crashes or hangs. It lives when all tests pass. Anything else, such
-as tests that cannot be collected, is an error of the table. First the same tests must pass on the right code. Results
-are kept in a file, by what each of them depends on: a run that was stopped goes on where it was.
+A mutant is killed when a test fails, or the process crashes or hangs. It lives when all tests pass. Anything else, such
+as tests that are not there, is an error of the table. First the same tests must pass on the right code. Outcomes are
+kept in a file, by what each of them depends on: a run that was stopped goes on where it was.
 
-mutmut and cosmic-ray were looked at. Neither mutates C++, neither chooses tests for each mutant, and Triton reads the
-source of its kernels, which mutmut's wrappers hide.
+mutmut and cosmic-ray were looked at. Neither mutates C++, neither chooses the tests of each mutant, and Triton reads
+the source of its kernels, which mutmut's wrappers hide.
 """
 
 import argparse
-import concurrent.futures
 import hashlib
 import json
+import multiprocessing
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import pytest
+import torch
 
 from .table import Mutant, read
 
 ROOT = Path(__file__).resolve().parents[2]
-RIGHT = Mutant("the right code", "README.md", "", "", ())
-"""In place of a mutant: its tests must pass."""
-LIMIT = 1800  # seconds for the tests of one mutant; the slowest need a minute on a quiet machine
+LIMIT = 1800  # seconds for the tests of one mutant, which take seconds on a quiet machine
 
 
 def main() -> int:
@@ -38,50 +39,66 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants whose name or file contains this")
     parser.add_argument("--results", type=Path, default=ROOT / "out" / "mutants.jsonl", help="what is known, and kept")
     args = parser.parse_args()
-    chosen = [m for m in read() if args.only in m.name or args.only in m.file]
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401  once, for all processes that are forked from this one
+
+    mutants = [m for m in read() if args.only in m.name or args.only in m.file]
+    tests = sorted({test for mutant in mutants if not mutant.lives for test in mutant.tests})
+    right = [Mutant("the right code", "README.md", "", "", (test,)) for test in tests]
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    known = _known(args.results)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        copies = [_copy(Path(scratch) / str(i)) for i in range(args.workers)]
+        surprises = _examine(right, copies, args.results)[1]
+        outcomes: Counter[str] = Counter()
+        if not surprises:
+            outcomes, surprises = _examine(mutants, copies, args.results)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    print(f"{len(mutants)} mutants: {counts}", *surprises, sep="\n")
+    return 1 if surprises else 0
+
+
+def _examine(mutants: list[Mutant], copies: list[Path], results: Path) -> tuple[Counter[str], list[str]]:
+    """How often each outcome came, and what was not expected; printed one by one, as they come."""
     outcomes: Counter[str] = Counter()
     surprises = []
-    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch, args.results.open("a") as log:
-        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for i in range(args.workers):
-            copies.put(_copy(Path(scratch) / str(i)))
+    known = (
+        {row["key"]: row["outcome"] for row in map(json.loads, results.read_text().splitlines())}
+        if results.exists()
+        else {}
+    )
 
-        def examine(mutant: Mutant) -> tuple[Mutant, str, str, float, bool]:
-            key = _key(mutant)
-            if key in known:
-                return mutant, key, *known[key], False
-            copy = copies.get()
-            try:
-                return mutant, key, *_run(mutant, copy), True
-            finally:
-                copies.put(copy)
+    def finish(mutant: Mutant, outcome: str, seconds: float) -> None:
+        outcomes[outcome] += 1
+        line = f"{outcome:<6} {seconds:5.0f} s  {mutant}"
+        print(line, flush=True)
+        if outcome != ("lives" if mutant.lives or not mutant.old else "killed"):
+            surprises.append(f"not expected: {line}")
 
-        def finish(mutants: list[Mutant]) -> None:
-            with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
-                for mutant, key, outcome, seconds, new in pool.map(examine, mutants):
-                    if new:
-                        log.write(
-                            json.dumps({"key": key, "name": mutant.name, "outcome": outcome, "s": seconds}) + "\n"
-                        )
-                        log.flush()
-                    outcomes[outcome] += 1
-                    expected = "lives" if mutant.lives or not mutant.old else "killed"
-                    if outcome != expected:
-                        surprises.append(f"{mutant.name}: {outcome}, {expected} was expected")
-                    reason = f"   {mutant.lives}" if mutant.lives else ""
-                    where = f"{mutant.file}: " if mutant.old else ""
-                    print(f"{outcome:<7} {seconds:6.0f} s  {where}{mutant.name}{reason}", flush=True)
-
-        tests = sorted({test for mutant in chosen if not mutant.lives for test in mutant.tests})
-        finish([RIGHT._replace(name=f"{RIGHT.name}: {test}", tests=(test,)) for test in tests])
-        if not surprises:
-            outcomes.clear()
-            finish(chosen)
-    print(f"{len(chosen)} mutants: " + ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()))
-    print("\n".join(surprises))
-    return 1 if surprises else 0
+    waiting, running = list(mutants), {}  # by its copy: what is examined there
+    while waiting or running:
+        for copy in copies:
+            if copy not in running and waiting:
+                mutant = waiting.pop(0)
+                if _key(mutant) in known:
+                    finish(mutant, known[_key(mutant)], 0)
+                else:
+                    running[copy] = mutant, _start(mutant, copy), time.monotonic()
+        time.sleep(0.05)
+        for copy, (mutant, process, start) in list(running.items()):
+            seconds = time.monotonic() - start
+            if process.is_alive() and seconds < LIMIT:
+                continue
+            process.kill()
+            process.join()
+            del running[copy]
+            shutil.copyfile(ROOT / mutant.file, copy / mutant.file)
+            outcome = {0: "lives", 1: "killed"}.get(process.exitcode, "killed" if process.exitcode < 0 else "error")
+            finish(mutant, outcome, seconds)
+            if outcome != "error":
+                with results.open("a") as log:
+                    log.write(json.dumps({"key": _key(mutant), "mutant": str(mutant), "outcome": outcome}) + "\n")
+    return outcomes, surprises
 
 
 def _copy(to: Path) -> Path:
@@ -96,47 +113,36 @@ def _copy(to: Path) -> Path:
     return to
 
 
-def _run(mutant: Mutant, copy: Path) -> tuple[str, float]:
-    """The outcome, and seconds."""
-    right = (ROOT / mutant.file).read_text()
-    wrong = mutant.plant(right) if mutant.old else right
-    place, environment = copy / mutant.file, {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["ULSAM_FUSED_CACHE"] = str(copy.parent / "cpp")
-    start = time.monotonic()
-    place.write_text(wrong)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
-    try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT)
-        code: int | None = done.returncode
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        place.write_text(right)
-    if code == 0:
-        outcome = "lives"
-    elif code is None or code == 1 or code < 0:
-        outcome = "killed"
-    else:
-        outcome = "error"
-        print(done.stdout[-2000:], done.stderr[-2000:], sep="\n", file=sys.stderr)
-    return outcome, time.monotonic() - start
+def _start(mutant: Mutant, copy: Path) -> BaseProcess:
+    """Its tests, in a process that is forked from this one, where importing PyTorch and Triton is paid for."""
+    if mutant.old:
+        (copy / mutant.file).write_text(
+            mutant.plant((ROOT / mutant.file).read_text(encoding="utf-8")), encoding="utf-8"
+        )
+    process = multiprocessing.get_context("fork").Process(target=_tests, args=(mutant, copy))
+    process.start()
+    return process
+
+
+def _tests(mutant: Mutant, copy: Path) -> None:
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "ulsam_fused")]:
+        del sys.modules[name]
+    sys.dont_write_bytecode = True
+    log = os.open(copy.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *mutant.tests])))
 
 
 def _key(mutant: Mutant) -> str:
-    """Of all that decides the outcome but for what the tests reach through other files: those are the right ones."""
+    """Of the mistake, the file it is in and its tests: what lies between them is taken to be right."""
     digest = hashlib.sha256(repr((mutant.old, mutant.new, mutant.tests)).encode())
-    files = {mutant.file, *(test.partition("::")[0] for test in mutant.tests if not test.startswith("-"))}
-    for name in sorted(files):
-        if (ROOT / name).is_file():
-            digest.update((ROOT / name).read_bytes())
+    for name in (mutant.file, *(test.partition("::")[0] for test in mutant.tests)):
+        digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _known(results: Path) -> dict[str, tuple[str, float]]:
-    if not results.exists():
-        return {}
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    return {row["key"]: (row["outcome"], row["s"]) for row in rows if row["outcome"] != "error"}
 
 
 if __name__ == "__main__":

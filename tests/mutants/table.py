@@ -14,6 +14,10 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]  # arguments of pytest
     lives: str = ""  # why no test can notice it, where that is so
 
+    def __str__(self) -> str:
+        place = f"{self.file}: {self.name}" if self.old else f"{self.name}: {self.tests[0]}"
+        return f"{place}   {self.lives}".rstrip()
+
     def plant(self, source: str) -> str:
         """The source with the mistake."""
         assert source.count(self.old) == 1, f"{self.name}: this must stand once in {self.file}: {self.old}"
