@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize always
+.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize fuzz mutants always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -80,6 +80,15 @@ sanitize: $(FILES) ## the C++ kernels' tests under AddressSanitizer, UndefinedBe
 bench: $(FILES) ## the microbenchmark in full; table, JSON and plot in out/
 	@mkdir -p out
 	$(BIN)/ulsam-fused bench --json out/bench.json --plot out/bench.png
+
+MINUTES ?= 10
+fuzz: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
+fuzz: $(FILES) ## random calls against float64 for MINUTES=n; failures become tests
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+mutants: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/mutants
+mutants: $(FILES) ## plant known mistakes one by one: the tests must notice each (an hour; goes on where it was stopped)
+	$(BIN)/python -m tests.mutants --workers $(WORKERS)
 
 clean: ## remove .venv and everything that tools wrote
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -57,13 +57,13 @@ def judge(call: Call) -> None:
 
 
 def _given(call: Call) -> Given:
-    dtype = getattr(torch, call.dtype)
+    dtype, device = getattr(torch, call.dtype), _device(call)
     wide = torch.promote_types(dtype, torch.float32)
     parameter_type = torch.float32 if call.wide_parameters and dtype.itemsize == 2 else dtype
     channels = call.shape[1]
 
     def draw(*size: int, dtype: torch.dtype) -> Tensor:
-        return torch.randn(*size, dtype=torch.float64).to(dtype)
+        return torch.randn(*size, dtype=torch.float64).to(device, dtype)
 
     x = _special(call, draw(*call.shape, dtype=dtype))
     dy = draw(*call.shape, dtype=getattr(torch, call.out_dtype or call.dtype))
@@ -91,22 +91,26 @@ def _given(call: Call) -> Given:
     return Given(x, dy, d_attention, parameters)
 
 
+def _device(call: Call) -> str:
+    return "cuda" if call.backend == "triton" and torch.cuda.is_available() else "cpu"
+
+
 def _special(call: Call, x: Tensor) -> Tensor:
     if call.special == "ties":
         return x.round()
     if call.special == "zeros":
         return x * 0
-    some = torch.rand(x.shape) < 0.1
+    some = (torch.rand(x.shape) < 0.1).to(x.device)
     if call.special == "denormal" and (call.shift or call.form != "function"):
         return x  # beside a shift or a mean, different x of that size are ties in float64, too
     if call.special == "denormal":
-        return torch.where(torch.rand(x.shape) < 0.5, x * torch.finfo(x.dtype).tiny, x)
+        return torch.where(some, x * torch.finfo(x.dtype).tiny, x)
     return x.masked_fill(some, float(call.special)) if call.special else x
 
 
 def _negative(t: Tensor) -> Tensor:
     """The same values in a view that has the negative bit, with the same strides."""
-    memory = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+    memory = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
     if 0 in t.stride():
         return torch._neg_view(-t)
     return torch._neg_view(memory.copy_(-t))
@@ -117,7 +121,7 @@ def _negative(t: Tensor) -> Tensor:
 
 def _context(call: Call) -> contextlib.AbstractContextManager[Any]:
     if call.tool == "autocast":
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast(_device(call), torch.bfloat16)
     if call.tool == "no_grad":
         return torch.no_grad()
     return torch.inference_mode() if call.tool == "inference_mode" else contextlib.nullcontext()
@@ -185,7 +189,7 @@ def _judge_function(call: Call, given: Given) -> None:
         None if call.arriving == "A" else given.dy, None if call.arriving == "y" else given.d_attention,
     )  # fmt: skip
     results = Results(
-        y=y.detach(), A=A.detach(), interpreted=call.backend == "triton",
+        y=y.detach(), A=A.detach(), interpreted=call.backend == "triton" and _device(call) == "cpu",
         **{f"d{name}": gradient for name, gradient in gradients.items()},
     )  # fmt: skip
     if call.special in ("nan", "inf", "-inf"):
@@ -330,6 +334,7 @@ def _least(dtype: torch.dtype, t: Tensor) -> float:
 def _layer(call: Call, given: Given) -> uf.ULSAM:
     options: dict[str, Any] = {
         "eps": call.eps, "momentum": call.momentum, "backend": call.backend, "dtype": given.parameters["v"].dtype,
+        "device": _device(call),
         "out_dtype": None if call.out_dtype is None else getattr(torch, call.out_dtype),
     }  # fmt: skip
     channels = call.shape[1]
@@ -349,8 +354,8 @@ def _layer(call: Call, given: Given) -> uf.ULSAM:
         setattr(layer.get_submodule(owner), attribute, nn.Parameter(parameter, requires_grad=name not in call.frozen))
     generator = torch.Generator().manual_seed(call.seed)
     for norm in (layer.dw_norm, layer.pw_norm):
-        norm.running_mean.normal_(generator=generator)
-        norm.running_var.uniform_(0.5, 2.0, generator=generator)
+        norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator))
+        norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=generator))
     layer.dw_norm.train(call.dw_training)
     layer.pw_norm.train(call.pw_training)
     if call.tool == "deepcopy":
