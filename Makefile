@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize fuzz mutants always
+.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize fuzz mutants lock always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -90,6 +90,11 @@ mutants: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/mutants
 mutants: $(FILES) ## plant known mistakes one by one: the tests must notice each (an hour; goes on where it was stopped)
 	$(BIN)/python -m tests.mutants --workers $(WORKERS)
 
+# LOCK=.github/requirements-3.12.txt installs exactly these wheels; uv resolves them
+lock: $(FILES) ## write the locked test environment of CI anew
+	$(PIP) install uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .github/lock.py
+
 clean: ## remove .venv and everything that tools wrote
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -98,8 +103,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, but %s is %s; choose another with make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
 	@echo "installing PyTorch, Triton and the test tools into $(VENV) (once; takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt setuptools
-	@$(EDITABLE) '.[test]' -c constraints.txt
+	@$(PIP) install $(if $(LOCK),--require-hashes --no-deps -r $(LOCK),-c constraints.txt setuptools)
+	@$(EDITABLE) $(if $(LOCK),. --no-deps,'.[test]' -c constraints.txt)
 	@$(LIST) > $(FILES)
 	@touch $@
 

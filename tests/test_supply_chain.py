@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -74,6 +75,14 @@ def test_files_are_loaded_as_weights_only() -> None:
                 assert options.get("weights_only") == "True", f"{path}:{call.lineno}"
             assert path.is_relative_to(ROOT / "tests") or name not in RUNS_CODE, f"{path}:{call.lineno}: {name}"
     assert seen >= 2
+
+
+def test_the_locked_environment_has_the_versions_of_constraints_and_a_hash_for_each() -> None:
+    lines = (ROOT / ".github" / "requirements-3.12.txt").read_text().splitlines()[1:]
+    locked = dict(line.split(" ")[0].split("==") for line in lines)
+    assert all(re.fullmatch(r"[a-z0-9-]+==[^ ]+( --hash=sha256:[0-9a-f]{64})+", line) for line in lines)
+    pinned = [line.partition(";")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]]
+    assert {name: locked[name] for name, _ in pinned} == {name: version.strip() for name, version in pinned}
 
 
 def test_no_command_goes_through_a_shell() -> None:
