@@ -5,9 +5,9 @@ uv resolves. Of its answer the hashes of the wheels stay that Python 3.12 takes 
 
 import subprocess
 import tempfile
-import tomllib
 from pathlib import Path
 
+import tomllib
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
