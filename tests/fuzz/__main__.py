@@ -20,6 +20,7 @@ from tests.helpers import interpreter
 
 BATCH = 1000  # calls between two lines of progress; hypothesis draws each batch with a seed of its own
 ENOUGH = 10  # failures
+SHRINKING = 60  # seconds in which a failing call is made smaller
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def main() -> int:
 def _batch(backend: str, seed: int, end: float) -> tuple[int, Call | None]:
     """How many calls were judged, and the smallest that failed."""
     judged = 0
-    last: list[Call] = []
+    failed: list[tuple[float, Call, str]] = []
     limits = TINY if backend == "triton" else {}
 
     @hypothesis.seed(seed)
@@ -64,20 +65,24 @@ def _batch(backend: str, seed: int, end: float) -> tuple[int, Call | None]:
     @given(call=calls(backend, **limits))
     def run(call: Call) -> None:
         nonlocal judged
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end or (failed and now > failed[0][0] + SHRINKING):
             return
         judged += 1
         try:
             judge(call)
-        except Exception:
-            last.append(call)
+        except Exception as error:
+            failed.append((now, call, f"{type(error).__name__}: {error}"))
             raise
 
     try:
         run()
-    except Exception as error:  # whatever a call raises that is allowed is a failure
-        print(f"{type(error).__name__}: {error}"[:2000], flush=True)
-        return judged, last[-1]
+    except Exception:  # whatever a call raises that is allowed is a failure
+        if not failed:
+            raise
+        _, smallest, message = min(failed, key=lambda found: found[1].size)
+        print(message[:2000], flush=True)
+        return judged, smallest
     return judged, None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ class Call:
     eps: float = 1e-5
     momentum: float | None = 0.9
     tool: str = ""  # of TOOLS: what wraps, copies or transforms
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The smaller, the easier to look at."""
+        unusual = sum(value != usual for value, usual in zip(*map(dataclasses.astuple, (self, Call())), strict=True))
+        return unusual, math.prod(self.shape)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
