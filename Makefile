@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix sanitize always
+.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix sanitize fuzz mutants lock always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -94,6 +94,20 @@ release-check: lint $(VENV)/.release ## build dist/, and check what a release sh
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(BIN)/pytest -q tests/test_packaging.py
 
+MINUTES ?= 10
+fuzz: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
+fuzz: $(FILES) ## random calls against float64 for MINUTES=n; failures become tests
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+mutants: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/mutants
+mutants: $(FILES) ## plant known mistakes one by one: the tests must notice each (an hour; goes on where it was stopped)
+	$(BIN)/python -m tests.mutants --workers $(WORKERS)
+
+# LOCK=.github/requirements-3.12.txt installs exactly these wheels; uv resolves them
+lock: $(FILES) ## write the locked test environment of CI anew
+	$(PIP) install uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .github/lock.py
+
 clean: ## remove .venv and everything that tools wrote
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -102,8 +116,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, but %s is %s; choose another with make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
 	@echo "installing PyTorch, Triton and the test tools into $(VENV) (once; takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt setuptools
-	@$(EDITABLE) '.[test]' -c constraints.txt
+	@$(PIP) install $(if $(LOCK),--require-hashes --no-deps -r $(LOCK),-c constraints.txt setuptools)
+	@$(EDITABLE) $(if $(LOCK),. --no-deps,'.[test]' -c constraints.txt)
 	@$(LIST) > $(FILES)
 	@touch $@
 

@@ -1,13 +1,16 @@
 """Two gloo processes without a GPU: synchronised statistics, DistributedDataParallel, FSDP2."""
 
 import pathlib
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ulsam_fused as uf
+from tests.helpers import backends as serving
 from tests.helpers.processes import ROOT, run_python
+from tests.kernels.norms import Twins
 from ulsam_fused import distributed
 
 PROOFS = [
@@ -36,6 +39,32 @@ def test_one_process_needs_no_group() -> None:
     model = uf.sync_batchnorm(nn.Sequential(uf.upstream.ULSAM(4, num_splits=2), uf.ULSAM(4, 2)))
     assert model[0].synchronised
     assert torch.isfinite(model(torch.randn(2, 4, 3, 3))).all()
+
+
+class NoGradient(torch.autograd.Function):
+    """A loss that a process leaves out: no gradient arrives, not even one of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("backend", [serving.CPP, "torch"])
+def test_a_process_without_gradients_takes_part_in_the_exchange(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others would wait for it for ever."""
+    group = Twins()
+    monkeypatch.setattr("ulsam_fused.modules.group_of", lambda *arguments: group)
+    layer, x = uf.upstream.ULSAM(4, num_splits=2, backend=backend), torch.randn(2, 4, 3, 3, requires_grad=True)
+    y = layer(x)
+    assert group.calls == 2
+    NoGradient.apply(y).sum().backward()
+    assert group.calls == 4
+    assert not x.grad.any()
+    assert not any(parameter.grad.any() for parameter in layer.parameters())
 
 
 def test_norms_of_one_layer_are_synchronised_together(monkeypatch: pytest.MonkeyPatch) -> None:

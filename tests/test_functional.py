@@ -145,6 +145,32 @@ def test_autocast_keeps_the_type_of_x_and_the_values(device: str, backend: str, 
     assert mixed.dtype == half
 
 
+@pytest.mark.parametrize("backend", serving.FUSED)
+def test_without_an_activation_the_softmax_sees_no_bias(device: str, backend: str) -> None:
+    pw_bias = torch.randn(3, device=device, requires_grad=True)
+    uf.subspace_attention(**arguments(device), pw_bias=pw_bias, backend=backend).square().sum().backward()
+    assert torch.equal(pw_bias.grad, torch.zeros_like(pw_bias))
+
+
+@pytest.mark.parametrize("backend", serving.ALL)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_one_input_alone_needs_a_gradient(device: str, backend: str, activation: str | None) -> None:
+    names = ("x", "dw_weight", "pw_weight", "dw_bias", "pw_bias")
+    for name in names:
+        found = []
+        for by in (backend, "reference"):
+            torch.manual_seed(0)
+            given = {**arguments(device), "dw_bias": torch.randn(6, device=device)}
+            given["pw_bias"] = torch.randn(3, device=device)
+            given = {key: t.detach() if key in names else t for key, t in given.items()}
+            leaf = given[name].requires_grad_()
+            y = uf.subspace_attention(**given, activation=activation, backend=by)
+            (y - given["x"].detach()).square().sum().backward()
+            found.append(leaf.grad)
+            assert all(given[other].grad is None for other in names if other != name)
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5, msg=name)
+
+
 class TestChoice:
     @pytest.fixture(autouse=True)
     def restore(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +196,15 @@ class TestChoice:
         assert len(told) == 1
         with pytest.raises(RuntimeError, match='backend "cpp" cannot serve a tensor on cpu: there is no'):
             backends.resolve("cpp", cpu)
+
+    @pytest.mark.parametrize("door", [backends.door, backends.norm_door])
+    def test_each_device_has_its_own_door(self, door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("triton", reason="needs Triton")
+        monkeypatch.setattr(backends, "_doors", {})
+        monkeypatch.setattr(backends, "_norm_doors", {})
+        devices = (torch.device("cpu"), torch.device("cuda", 0), torch.device("meta"))
+        found = [door("auto", device).__name__.rpartition(".")[0] for device in devices]
+        assert found == [backends._FOLDERS[name] for name in (backends.resolve("auto", devices[0]), "triton", "torch")]
 
     def test_cpp_serves_a_cpu_alone(self) -> None:
         with pytest.raises(RuntimeError, match='"cpp" cannot serve a tensor on cuda:0: '):

@@ -73,6 +73,23 @@ def test_device_dtype_and_repr() -> None:
     assert repr(uf.ULSAM(8, backend="torch")) == "ULSAM(8, num_splits=4, backend='torch')"
 
 
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_out_dtype_of_the_output_alone(norm: str | None) -> None:
+    layer = uf.ULSAM(4, 2, norm=norm, out_dtype=torch.float32, dtype=torch.bfloat16)
+    y = layer(torch.randn(2, 4, 3, 3, dtype=torch.bfloat16))
+    assert y.dtype == torch.float32
+    assert (y != y.bfloat16()).any(), "stored in 16 bits before"
+
+
+@pytest.mark.parametrize("norm", ["dw_norm", "pw_norm"])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_norm_of_the_wrong_length(norm: str, part: str) -> None:
+    layer = uf.ULSAM(4, 2, norm="batch")
+    setattr(getattr(layer, norm), part, nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=rf"{norm}.{part} must have shape \[[24]\], got \[3\]"):
+        layer(torch.randn(2, 4, 3, 3))
+
+
 def test_state_dict_round_trip() -> None:
     first, second = uf.ULSAM(8, 2, bias=True), uf.ULSAM(8, 2, bias=True)
     second.load_state_dict(first.state_dict())

@@ -326,7 +326,15 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert metadata["Version"] == _version()
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"completion", "docs", "onnx", "plot", "release", "test", "train"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "completion",
+        "docs",
+        "onnx",
+        "plot",
+        "release",
+        "test",
+        "train",
+    }
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "# ulsam_fused" in str(metadata.get_payload())
     assert re.findall(r"\]\((?!https?:)[^)]*\)", str(metadata.get_payload())) == [], "nothing lies beside it there"

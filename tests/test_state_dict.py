@@ -138,6 +138,16 @@ def test_a_wrong_shape_is_named() -> None:
         ours.load_state_dict(given)
 
 
+def test_a_shape_of_the_right_size_is_named() -> None:
+    theirs, ours = models()
+    given = theirs.state_dict()
+    given["1.subspaces.2.conv_dws.weight"] = given["1.subspaces.2.conv_dws.weight"].flatten()
+    with pytest.raises(
+        RuntimeError, match=r"size mismatch for 1.subspaces.2.conv_dws.weight: .*\[2\]\).*\[2, 1, 1, 1\]"
+    ):
+        ours.load_state_dict(given)
+
+
 def test_another_number_of_splits_is_refused() -> None:
     theirs, _ = models(6, 3)
     _, ours = models(6, 2)

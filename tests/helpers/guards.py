@@ -16,6 +16,7 @@ class Guards:
     def __init__(self) -> None:
         # all bytes of a buffer, and what they must still be: -1 where a kernel may change them
         self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.made: list[Tensor] = []  # all that was allocated
 
     def empty(self, tensor: Tensor) -> Tensor:
         """A tensor of NaN with the shape, type and strides of this dense one."""
@@ -24,7 +25,8 @@ class Guards:
         promised = buffer.to(torch.int16)
         promised[MARGIN : MARGIN + size] = -1
         self.buffers.append((buffer, promised))
-        return _view(buffer, tensor).fill_(torch.nan)
+        self.made.append(_view(buffer, tensor).fill_(torch.nan))
+        return self.made[-1]
 
     def constant(self, tensor: Tensor | None) -> Tensor | None:
         """A copy that nothing may change. NaN surrounds it."""
@@ -36,6 +38,10 @@ class Guards:
         copy = _view(buffer, tensor).copy_(tensor)
         self.buffers.append((buffer, buffer.to(torch.int16)))
         return copy
+
+    def unwritten(self) -> list[tuple[int, ...]]:
+        """The shapes of allocated tensors of which some element still is NaN."""
+        return [tuple(t.shape) for t in self.made if t.isnan().any()]
 
     def stand(self) -> bool:
         return all(bool(((buffer == promised) | (promised == -1)).all()) for buffer, promised in self.buffers)

@@ -146,6 +146,10 @@ def test_a_shift_far_below_zero_leaves_exactly_zero() -> None:
     torch.testing.assert_close(results.A, torch.full_like(results.A, 1 / 25))
 
 
+def test_without_an_activation_the_softmax_sees_no_b() -> None:
+    assert not run(make((2, 8, 6, 5), 4, torch.float32, relu_z=False)).db.any()
+
+
 def test_logits_and_their_normaliser() -> None:
     case = make((2, 8, 6, 5), 4)
     case.b.sub_(1.0)

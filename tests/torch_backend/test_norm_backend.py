@@ -90,6 +90,28 @@ def test_a_constant_channel_and_ties() -> None:
     assert (count == 2 * 5 * 6).all()
 
 
+class AnotherProcess:
+    """Has these moments of its own images."""
+
+    def __init__(self, moments: Tensor) -> None:
+        self.moments = moments
+
+    def gather(self, moments: Tensor) -> Tensor:
+        return torch.cat((moments, self.moments))
+
+
+def test_a_process_without_images_adds_nothing() -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    mean, var, count = torch_norm.moments(x)
+    other = AnotherProcess(torch.stack((count, mean, var * count)).unsqueeze(0))
+    torch.testing.assert_close(torch_norm.moments(x[:0], other), torch.stack((mean, var, count)))
+
+
+def test_without_an_activation_the_softmax_sees_no_constant() -> None:
+    case = make_norm_case((2, 4, 5, 4), 2, torch.float32, batch2=False, relu_z=False)
+    assert not run_norm_backward(torch_norm, case)["dbeta2"].any()
+
+
 @pytest.mark.parametrize("parameters", [torch.float32, torch.float16])
 def test_parameters_of_other_types(parameters: torch.dtype) -> None:
     check_both(make_norm_case((2, 4, 5, 4), 2, torch.float16, parameters=parameters, norms=torch.float32))

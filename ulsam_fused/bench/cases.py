@@ -101,6 +101,13 @@ def interpreted(quick: bool) -> Iterator[Case]:
     yield from itertools.islice(rows, 0, None, 3 if quick else 1)
 
 
+def chosen(extent: str | None, small: bool) -> list[Case]:
+    """extent: "quick", "full" or None for the usual; small: for Triton's interpreter."""
+    if small:
+        return list(interpreted(quick=extent != "full"))
+    return list({"quick": quick, "full": full}.get(extent or "", usual)())
+
+
 def _by_turns(shapes: tuple[Shape, ...]) -> Iterator[Case]:
     turns = itertools.cycle(itertools.product(LAYOUTS, STYLES))
     for dtype in DTYPES:

@@ -10,6 +10,7 @@ condition of the sum, ||summands' magnitudes|| / ||golden||: where a sum cancels
 that difference, and eager PyTorch may have been lucky.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .accuracy import Measure, Results, measure
+from .accuracy import Measure, Results, largest_error, measure, relative_error
 
 Operator = Callable[..., Any]  # called as ulsam_fused.subspace_attention
 QUANTITIES = ("A", "y-x", "y", "dx-dy", "dx(A)", "dscale", "dshift", "dv", "db")
@@ -46,12 +47,9 @@ class Problem:
 
 def compare(operator: Operator, problem: Problem) -> list[Measure]:
     """The operator's errors on one problem, and whether a second call gives the same bits (quantity "repeat")."""
-    golden_problem = problem.double()
-    golden = results(reference.subspace_attention, golden_problem)
+    golden, magnitudes, norms = _golden(problem)
     eager = results(reference.subspace_attention, problem)
     ours = results(operator, problem)
-    magnitudes = {name: t.norm().item() for name, t in _magnitudes(golden["A"], golden_problem).items()}
-    norms = {name: _norm(golden[name], magnitudes[name]) for name in golden}
     epsilon = torch.finfo(problem.x.dtype).eps
     fine = torch.finfo(torch.promote_types(problem.x.dtype, torch.float32)).eps
     conditions = {name: magnitudes[name] / norm if norm > 0 else 0 for name, norm in norms.items()}
@@ -60,6 +58,49 @@ def compare(operator: Operator, problem: Problem) -> list[Measure]:
     same = all(torch.equal(_bits(ours[name]), _bits(again[name])) for name in ours)
     repeat = Measure("repeat", error=0.0 if same else 1.0, tolerance=0.0)
     return [*measure(ours, eager, golden, rounding, norms), repeat]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one quantity. An ulp is an epsilon of the type that the quantity is stored in."""
+
+    quantity: str
+    fused: float  # ||q - golden|| / ||golden||
+    eager: float
+    fused_ulp: float  # the same in ulp
+    eager_ulp: float
+    fused_element_ulp: float  # the largest of an element, of its own size plus the root mean square of all
+    eager_element_ulp: float
+
+    @property
+    def behind(self) -> float:
+        """By how many ulp the fused result is farther from golden than eager PyTorch's; infinite for NaN."""
+        difference = self.fused_ulp - self.eager_ulp
+        return difference if difference == difference else math.inf
+
+
+def errors(operator: Operator, problem: Problem) -> list[Errors]:
+    """Of the operator, and of eager PyTorch in the same type."""
+    golden, _, norms = _golden(problem)
+    eager, ours = results(reference.subspace_attention, problem), results(operator, problem)
+    found = []
+    for name, right in golden.items():
+        stored = problem.scale if name in ("dscale", "dshift", "dv", "db") else problem.x
+        wide = torch.promote_types(stored.dtype, torch.float32) if name in ("A", "y-x") else stored.dtype
+        epsilon = torch.finfo(wide).eps
+        both = (ours.get(name), eager[name])
+        relative = [relative_error(t, right, norms[name]) for t in both]
+        elements = [largest_error(t, right) / epsilon for t in both]
+        found.append(Errors(name, *relative, *(error / epsilon for error in relative), *elements))
+    return found
+
+
+def _golden(problem: Problem) -> tuple[Results, dict[str, float], dict[str, float]]:
+    """Every quantity in float64, the norm of its summands' magnitudes, and the norm that its errors are relative to."""
+    golden_problem = problem.double()
+    golden = results(reference.subspace_attention, golden_problem)
+    magnitudes = {name: t.norm().item() for name, t in _magnitudes(golden["A"], golden_problem).items()}
+    return golden, magnitudes, {name: _norm(golden[name], magnitudes[name]) for name in golden}
 
 
 def results(operator: Operator, problem: Problem) -> Results:

@@ -18,6 +18,7 @@ from ..console.output import exit_code
 COMMANDS = {  # name, which is also the module's: the line that `ulsam-fused --help` shows
     "info": "versions, devices, and the backend that a call takes here",
     "check": "compare the fused operator with the reference on this machine, values and gradients",
+    "accuracy": "how far the fused operator and eager PyTorch are from float64, in ulp",
     "bench": "time the fused operator beside eager PyTorch, the vectorised form and torch.compile",
     "attend": "draw the attention maps of a picture",
     "build": "compile the C++ backend ahead of its first use",

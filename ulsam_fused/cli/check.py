@@ -53,14 +53,11 @@ def run(args: argparse.Namespace) -> int:
     print(devices.describe(device))
     passed = failed = 0
     for name in names:
-        if devices.interpreted(name, device):
-            rows = cases.interpreted(quick=not args.full)
-        else:
-            rows = cases.quick() if args.quick else cases.full() if args.full else cases.usual()
+        rows = cases.chosen(args.extent, devices.interpreted(name, device))
         start = time.perf_counter()
         if args.verbose:
             print(f"\nbackend {name}\n{_HEAD}")
-        found = check(name, list(rows), device, args.verbose)
+        found = check(name, rows, device, args.verbose)
         if args.verbose and found.worst is not None:
             print(found.worst.details())
         print(f"{name:<7} {found.line(time.perf_counter() - start)}", flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..console import count_tables, files, model_options
+from ..console import count_tables, files, model_options, output
 from ..console.count_tables import Compared
 from ..console.errors import UserError
 from ..models.counting import RULES, Count, count
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     model_options.check(args, "size")
     if args.json is not None:
         files.check_output(args.json)
-    show = _nothing if files.is_stdout(args.json) else print
+    show = output.nothing if files.is_stdout(args.json) else print
     if args.model is not None and (args.modules or args.markdown):
         raise UserError(f"--model and --{'modules' if args.modules else 'markdown'} do not go together")
     agree = True
@@ -36,10 +36,6 @@ def run(args: argparse.Namespace) -> int:
         files.write_json(args.json, result)
         show(f"written: {args.json}")
     return 0 if agree else 1
-
-
-def _nothing(line: str) -> None:
-    """In place of print, where standard output is for JSON."""
 
 
 def _own_model(args: argparse.Namespace, show: Callable[[str], None]) -> dict[str, Any]:

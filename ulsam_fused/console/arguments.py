@@ -62,3 +62,13 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--width", type=float, metavar="W", help="multiplies the channels (default: 1.0)")
     group.add_argument("--attention", choices=ATTENTION, help="the paper's ULSAM, or its authors' (default: paper)")
     return group
+
+
+def add_extent(parser: argparse.ArgumentParser) -> None:
+    """`extent`, as `bench.cases.chosen` takes it."""
+    extent = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("quick", "without the largest sizes, in seconds"),
+        ("full", "every size in every combination, in minutes"),
+    ):
+        extent.add_argument(f"--{name}", dest="extent", action="store_const", const=name, help=text)

@@ -58,6 +58,10 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
     return code
 
 
+def nothing(*_: object, **_options: object) -> None:
+    """In place of print, where standard output is for JSON."""
+
+
 def note(line: str) -> None:
     """One line on standard error, if that can be written."""
     with contextlib.suppress(OSError, ValueError):

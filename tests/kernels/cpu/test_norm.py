@@ -176,6 +176,20 @@ def test_gradients_apart_in_memory(batch1: bool, batch2: bool) -> None:
     assert all(gradients[name].untyped_storage().nbytes() <= 4 * max(gradients[name].numel(), 1) for name in given)
 
 
+def test_running_statistics_are_marked_as_written() -> None:
+    """Autograd may have saved them: it must know that they are no longer what they were."""
+    case = make_norm_case((2, 4, 5, 4), 2)
+    buffers = make_buffers(case)
+    before = {name: getattr(buffers, name)._version for name in ("mean1", "var1", "mean2", "var2")}
+    run_norm_forward(norm_backend, case, buffers)
+    assert all(getattr(buffers, name)._version > version for name, version in before.items())
+
+
+def test_without_an_activation_the_softmax_sees_no_constant() -> None:
+    case = make_norm_case((2, 4, 5, 4), 2, torch.float32, batch2=False, relu_z=False)
+    assert not run_norm_backward(norm_backend, case)["dbeta2"].any()
+
+
 # --- several processes ----------------------------------------------------------------------------------------------
 
 

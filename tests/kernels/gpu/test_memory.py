@@ -4,6 +4,8 @@ Inputs are surrounded by NaN, which a stray read carries into the results. Outpu
 which an element that was not written keeps, and are surrounded by a pattern of bits that a stray write breaks.
 """
 
+import ast
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from tests.helpers import backends as serving
 from tests.helpers.golden import GRADIENTS, Case, check, make_case, run_backward, run_forward, run_public, saved
 from tests.helpers.guards import Guards, guard_allocations
 from tests.helpers.launches import count_launches, slab, split
+from tests.helpers.processes import ROOT
 
 launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
 
@@ -66,12 +69,53 @@ def test_backward_stays_inside_its_tensors(
     assert not any(t.isnan().any() for t in gradients)
 
 
-def test_the_guards_see_a_stray_write_and_an_unwritten_element(guards: Guards) -> None:
-    t = torch.empty(3)
+def test_strips_have_scratch_of_their_own(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one strip after the other: two in one place would give right results, but not on a GPU."""
+    case = make_case((1, 2, 14, 5), 1, torch.float32, device)
+    z, lse = saved(case)
+    guards = guard_allocations(monkeypatch)
+    launcher.backward(case.dy, case.d_attention, case.tensors(), z, lse, case.options(), config=split())
+    assert (1, 1, 2, 2, 11, 10) in [tuple(t.shape) for t in guards.made]
+    assert guards.unwritten() == []
+
+
+ALLOCATIONS = {
+    "torch.empty": lambda: torch.empty(3),
+    "torch.empty_like": lambda: torch.empty_like(torch.zeros(3)),
+    "torch.empty_strided": lambda: torch.empty_strided((3,), (1,)),
+    "Tensor.new_empty": lambda: torch.zeros(1).new_empty(3),
+    "Tensor.new_empty_strided": lambda: torch.zeros(1).new_empty_strided((3,), (1,)),
+}
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_the_guards_see_a_stray_write_and_an_unwritten_element(name: str, guards: Guards) -> None:
+    t = ALLOCATIONS[name]()
     assert t.isnan().all()
     assert guards.stand()
+    assert guards.unwritten() == [(3,)]
     t.as_strided((1,), (1,), t.storage_offset() + 3).zero_()
     assert not guards.stand()
+
+
+def test_the_doors_allocate_in_guarded_ways_alone() -> None:
+    """Whatever allocates without values is among what the guards watch."""
+    calls = {
+        f"{'torch' if node.func.value.id == 'torch' else 'Tensor'}.{node.func.attr}"
+        for path in (ROOT / "kernels").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+        and "empty" in node.func.attr
+    }  # fmt: skip
+    assert {"torch.empty_like", "Tensor.new_empty_strided"} <= calls <= ALLOCATIONS.keys()
+
+
+def test_gradients_have_storages_of_their_own(device: str) -> None:
+    case = make_case((1, 4, 3, 5), 2, torch.float32, device, relu_u=True, relu_z=True)
+    results = run_backward(launcher, case, *saved(case), config=slab())
+    storages = [getattr(results, name).untyped_storage() for name in GRADIENTS]
+    assert len({storage.data_ptr() for storage in storages}) == len(GRADIENTS)
+    assert all(s.nbytes() == getattr(results, name).nbytes for s, name in zip(storages, GRADIENTS, strict=True))
 
 
 @CONFIGS

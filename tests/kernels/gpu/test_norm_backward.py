@@ -10,6 +10,7 @@ from torch import Tensor
 from ulsam_fused.kernels.contract import NormSaved
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig
 
+from tests.helpers.guards import guard_allocations
 from tests.helpers.launches import slab, split
 from tests.helpers.layouts import (
     STRIDED,
@@ -283,13 +284,37 @@ def test_strided_parameters_and_attention_gradient(batch1: bool, batch2: bool, d
     backward(dataclasses.replace(case, **twice), slab())
 
 
+# --- memory and plans -----------------------------------------------------------------------------------------------
+
+
+def test_strips_have_scratch_of_their_own(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the general form: the interpreter would give right results of two strips in one place."""
+    case = make_norm_case((1, 2, 14, 5), 1, torch.float32, device, batch1=False)
+    perfect = saved(case)
+    guards = guard_allocations(monkeypatch)
+    norm_launcher.norm_backward(
+        case.dy, case.d_attention, case.tensors(), NormSaved(*perfect), case.options(), None, config=split()
+    )
+    assert (1, 1, 2, 2, 11, 10) in [tuple(t.shape) for t in guards.made]
+    assert guards.unwritten() == []
+    assert guards.stand()
+
+
+def test_plans_are_kept_by_eps(device: str) -> None:
+    """Two calls that differ in eps alone, in one process."""
+    case = make_norm_case((2, 3, 4, 5), 1, device=device)
+    for eps in (1e-5, 0.3):
+        case = dataclasses.replace(case, eps1=eps, eps2=2 * eps)
+        check_norm(case, run_norm_backward(norm_launcher, case, config=slab()), interpreted=launcher.INTERPRETED)
+
+
 # --- one result, whoever asks -------------------------------------------------------------------------------------
 
 
 @NORMS
 @FORMATS
 def test_deterministic_and_apart_in_memory(batch1: bool, batch2: bool, nhwc: bool, device: str) -> None:
-    case = make_norm_case((2, 2, 3, 3), 1, torch.float16, device, batch1=batch1, batch2=batch2, channels_last=nhwc)
+    case = make_norm_case((2, 2, 3, 3), 1, torch.float32, device, batch1=batch1, batch2=batch2, channels_last=nhwc)
     one, other = (run_norm_backward(norm_launcher, case, config=split(2)) for _ in range(2))
     given = [name for name in GRADIENTS if one[name] is not None]
     for name in given:

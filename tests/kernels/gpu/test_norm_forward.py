@@ -149,6 +149,30 @@ def test_parts_of_the_moments(block_c: int, block_p: int, tiles: int, channels_l
     assert (count == 72).all()
 
 
+def test_more_parts_than_lanes(device: str) -> None:
+    """300 parts of 16 pixels whose means differ: a lane combines several."""
+    case = make_norm_case((3, 2, 40, 40), 1, torch.float32, device)
+    case.x += torch.linspace(-3, 3, 40, device=device)[:, None]
+    norm_forward(case, slab(block_c=2, block_w=64, block_p=64), first_config=parts_of(case.x, block_p=16, tiles=1))
+
+
+def test_plans_are_kept_by_eps_and_by_the_number_of_parts(device: str) -> None:
+    """Calls that differ in one of these alone, in one process."""
+    case = make_norm_case((2, 3, 4, 5), 1, device=device)
+    for eps, tiles in ((1e-5, 1), (0.3, 1), (0.3, 2)):
+        case = dataclasses.replace(case, eps1=eps, eps2=2 * eps)
+        norm_forward(case, slab(), first_config=parts_of(case.x, tiles=tiles))
+
+
+def test_running_statistics_are_marked_as_written(device: str) -> None:
+    """Autograd may have saved them: it must know that they are no longer what they were."""
+    case = make_norm_case((2, 3, 4, 5), 1, device=device)
+    buffers = make_buffers(case)
+    before = {name: getattr(buffers, name)._version for name in ("mean1", "var1", "mean2", "var2")}
+    run_norm_forward(launcher, case, buffers, config=slab())
+    assert all(getattr(buffers, name)._version > version for name, version in before.items())
+
+
 # --- statistics that are hard to compute ----------------------------------------------------------------------------
 
 

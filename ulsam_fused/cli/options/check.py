@@ -29,7 +29,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("--backend", action="append", choices=FUSED, help="only this one; repeatable")
     arguments.add_device(parser)
-    extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="without the largest sizes, in seconds")
-    extent.add_argument("--full", action="store_true", help="every size in every combination, in minutes")
+    arguments.add_extent(parser)
     parser.add_argument("--verbose", action="store_true", help='a line for each case; "!" is at what is above')

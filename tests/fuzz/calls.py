@@ -1,0 +1,127 @@
+"""A call of the function or of a layer as a plain value: hypothesis draws and shrinks it, a line of JSON keeps it."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.helpers import layouts
+
+EXAMPLES = Path(__file__).parent / "examples.jsonl"
+"""Calls that once failed; `make test` runs them again."""
+
+LAYOUTS = {f.__name__: f for f in (layouts.channels_last, *layouts.STRIDED)}
+HALVES = ("float16", "bfloat16")
+PARAMETERS = ("scale", "shift", "v", "b", "gamma1", "beta1", "gamma2", "beta2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is not there in a form is not read: `shift` in a call of the function is dw_bias in a layer."""
+
+    form: str = "function"  # or "layer": ULSAM(norm="batch"), "authors": upstream.ULSAM, "legacy": which pools x itself
+    backend: str = "torch"
+    seed: int = 0
+    n: int = 1
+    group: int = 1
+    num_splits: int = 1
+    h: int = 2
+    w: int = 2
+    dtype: str = "float64"
+    wide_parameters: bool = False  # float32 beside a 16-bit x
+    out_dtype: str | None = None
+    relu: bool = False
+    shift: bool = False
+    b: bool = False
+    gain: float = 1.0  # of v: the larger, the more peaked the maps
+    signs: str = "mixed"  # of scale: "mixed", "negative", "zero"
+    special: str = ""  # values of x: "ties", "nan", "inf", "-inf", "denormal", "zeros"
+    layout_x: str = "contiguous"
+    layout_dy: str = "contiguous"
+    strided_parameters: bool = False
+    negative_bit: tuple[str, ...] = ()  # of "x", "dy", "parameters": a view whose value is minus its memory
+    arriving: str = "both"  # at which results gradients arrive: "y", "A", "both"
+    frozen: tuple[str, ...] = ()  # of "x" and PARAMETERS: need no gradient
+    dw_training: bool = True  # of a layer's norms
+    pw_training: bool = True
+    eps: float = 1e-5
+    momentum: float | None = 0.9
+    tool: str = ""  # of TOOLS: what wraps, copies or transforms
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The smaller, the easier to look at."""
+        unusual = sum(value != usual for value, usual in zip(*map(dataclasses.astuple, (self, Call())), strict=True))
+        return unusual, math.prod(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.group * self.num_splits, self.h, self.w
+
+
+OPEN = frozenset({"negative bit", "dual"})
+"""Defects that are known and being mended: `calls` draws nothing that meets them."""
+
+TINY = {"n": st.integers(1, 2), "group": st.integers(1, 4), "num_splits": st.integers(1, 2), "h": st.integers(1, 6)}
+TINY |= {"w": st.integers(1, 6)}
+"""Limits for Triton's interpreter."""
+
+QUICK_TOOLS = (
+    "", "", "", "checkpoint", "autocast", "no_grad", "inference_mode", "deepcopy", "pickle", "functional_call", "dual",
+)  # fmt: skip
+TOOLS = (*QUICK_TOOLS * 4, "compile")
+
+
+def calls(backend: str, **limits: Any) -> st.SearchStrategy[Call]:
+    """Calls that are allowed; limits: a strategy in place of that of a field."""
+    subset = st.lists(st.sampled_from(("x", *PARAMETERS)), unique=True, max_size=6).map(sorted).map(tuple)
+    negative = st.lists(st.sampled_from(("x", "dy", "parameters")), unique=True).map(sorted).map(tuple)
+    fields: dict[str, Any] = {
+        "form": st.sampled_from(("function", "function", "layer", "authors", "legacy")),
+        "seed": st.integers(0, 2**16),
+        "n": st.integers(1, 3),
+        "group": st.integers(1, 9),
+        "num_splits": st.integers(1, 4),
+        "h": st.integers(1, 10),
+        "w": st.integers(1, 18),
+        "dtype": st.sampled_from(("float64", "float32", *HALVES)),
+        "wide_parameters": st.booleans(),
+        "out_dtype": st.sampled_from((None, None, "float64", "float32", *HALVES)),
+        "relu": st.booleans(),
+        "shift": st.booleans(),
+        "b": st.booleans(),
+        "gain": st.sampled_from((0.5, 2.0, 10.0)),
+        "signs": st.sampled_from(("mixed", "mixed", "negative", "zero")),
+        "special": st.sampled_from(("", "", "", "ties", "nan", "inf", "-inf", "denormal", "zeros")),
+        "layout_x": st.sampled_from(("contiguous", *LAYOUTS)),
+        "layout_dy": st.sampled_from(("contiguous", *LAYOUTS)),
+        "strided_parameters": st.booleans(),
+        "negative_bit": st.just(()) if "negative bit" in OPEN else negative,
+        "arriving": st.sampled_from(("y", "A", "both")),
+        "frozen": subset,
+        "dw_training": st.booleans(),
+        "pw_training": st.booleans(),
+        "eps": st.sampled_from((1e-5, 0.1)),
+        "momentum": st.sampled_from((0.9, 0.1, 0.0, 1.0, None)),
+        "tool": st.sampled_from(TOOLS).filter(lambda tool: tool not in OPEN),
+    }
+    drawn = st.builds(Call, backend=st.just(backend), **{**fields, **limits})
+    if backend == "triton":  # Triton's interpreter cannot convert float64 to bfloat16
+        return drawn.filter(lambda call: (call.dtype, call.out_dtype) != ("float64", "bfloat16"))
+    return drawn
+
+
+def saved_calls() -> list[Call]:
+    lines = EXAMPLES.read_text(encoding="utf-8").splitlines() if EXAMPLES.exists() else []
+    return [Call(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}) for line in lines]
+
+
+def save(call: Call) -> None:
+    """Add it to EXAMPLES, what is usual left out."""
+    usual = dataclasses.asdict(Call())
+    line = json.dumps({k: v for k, v in dataclasses.asdict(call).items() if v != usual[k]})
+    with EXAMPLES.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
