@@ -27,7 +27,7 @@ ROOMS = (
     ("conversion",),
     ("models",),
     ("upstream", "explanation"),
-    ("modules",),
+    ("modules", "layers"),
     ("functional", "flops"),
     ("ops",),
     ("torch_backend",),
@@ -109,7 +109,7 @@ def test_what_imports_bring(tmp_path: Path) -> None:
 
 def test_nothing_else_of_the_repository_is_inside_the_package() -> None:
     assert importlib.util.find_spec("ulsam_fused.kernels") is not None
-    for name in ("ulsam_fused", "tests", "benchmarks", "examples", "docs", "kernels.kernels"):
+    for name in ("ulsam_fused", "tests", "benchmarks", "examples", "docs", "tools", "kernels.kernels"):
         assert importlib.util.find_spec(f"ulsam_fused.{name}") is None, name
 
 
