@@ -1,5 +1,6 @@
 """The command line as a whole, and `info`."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_explains_itself_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0
     assert f"ulsam-fused {command}" in capsys.readouterr().out.split("examples:")[1]
+
+
+def test_a_console_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: what it does not know becomes a question mark, and no error."""
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert cli.main(["count", "--help"]) == 0
+    print("\u2717", flush=True)
+    console.seek(0)
+    said = console.read()
+    assert "A²-Net" in said
+    assert said.endswith("?\n")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

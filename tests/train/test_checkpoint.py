@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, and errors that name the file and the reason."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_what_was_saved_is_loaded_and_the_one_before_is_kept(tmp_path: Path) -> 
     assert content["identity"] == CONTENT["identity"]
     assert (content["epoch"], checkpoint.load(tmp_path / "previous.pt")["epoch"]) == (3, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
+def test_on_windows_where_a_folder_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "open", refuse)
+    _saved(tmp_path, 1, 2)
+    assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 2
 
 
 @pytest.mark.parametrize("moment", ["writing", "syncing", "replacing 0", "replacing 1"])

@@ -5,6 +5,7 @@ the module of the command in use is imported.
 """
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` is sys.argv[1:] by default."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console or file that does not know a letter gets "?" in its place
+            stream.reconfigure(errors="replace")
     try:
         return _run(argv)
     except UserError as error:

@@ -6,6 +6,7 @@ with weights_only=True; its entry "model" is a state dict.
 
 import os
 import pathlib
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict, cast
@@ -136,6 +137,8 @@ def _write(target: pathlib.Path, content: Mapping[str, object]) -> pathlib.Path:
 def _move(new: pathlib.Path, target: pathlib.Path) -> None:
     """Rename, and wait until the disk has the new name."""
     os.replace(new, target)
+    if sys.platform == "win32":  # where a folder cannot be opened
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
