@@ -57,8 +57,8 @@ demo: $(FILES) ## what this machine has, fused against reference, a short benchm
 
 # Triton 3.6 is the oldest that is supported, 3.7.1 the one that the tests pin, 3.9 the newest that was tried.
 # `make test` compiles for sm_90 only; the last lines run its test of every configuration for the other two, and for AMD.
-compile-matrix: $(FILES) ## compile every launch configuration within budget, and compare launches, on Triton 3.6, 3.7.1 and 3.9; and for AMD (many minutes)
-	for version in 3.6.0 3.7.1 3.9.0; do \
+compile-matrix: $(FILES) ## compile every launch configuration within budget, and compare launches, on Triton 3.6 to 3.9; and for AMD (many minutes)
+	for version in 3.6.0 3.7.1 3.8.0 3.9.0; do \
 	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version && \
 	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m benchmarks.compiled.resources --check --arch 80 90 100 \
 	    --json $(VENV)/resources-$$version.json && \

@@ -17,7 +17,7 @@ from triton.compiler import CompiledKernel
 
 from .config import LaunchConfig, MomentsConfig
 
-TRIED = ((3, 6), (3, 7), (3, 9))
+TRIED = ((3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton for which `make compile-matrix` has compared what arrives at the driver."""
 
 keep = torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in TRIED
