@@ -28,7 +28,6 @@ def test_a_row_takes_the_place_of_the_same_pair_only() -> None:
 def test_the_page_has_a_place_for_it() -> None:
     page = matrix.PAGE.read_text(encoding="utf-8")
     assert matrix.merged(page, []).count(matrix.HEADING) == 1
-    assert "failed" not in page.split(matrix.BEGIN)[1].split(matrix.HEADING)[-1]
 
 
 def test_what_pytest_says_is_counted() -> None:
