@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix sanitize fuzz mutants lock always
+.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix matrix sanitize fuzz mutants lock always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -43,7 +43,7 @@ lint: $(FILES) ## linter and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/tests
-	@cp -Rp ulsam_fused benchmarks examples $(TYPED)/ && cp -Rp kernels $(TYPED)/ulsam_fused/
+	@cp -Rp ulsam_fused benchmarks examples tools $(TYPED)/ && cp -Rp kernels $(TYPED)/ulsam_fused/
 	@cp -Rp tests/__init__.py tests/helpers $(TYPED)/tests/
 	cd $(TYPED) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache"
 
@@ -57,15 +57,22 @@ demo: $(FILES) ## what this machine has, fused against reference, a short benchm
 	@$(BIN)/python -m benchmarks.demo out/bench.json out/bench.png out/attention.png
 
 # Triton 3.6 is the oldest that is supported, 3.7.1 the one that the tests pin, 3.9 the newest that was tried.
-# `make test` compiles for sm_90 only; the last line runs its test of every configuration for the other two.
-compile-matrix: $(FILES) ## compile every launch configuration within budget, and compare launches, on Triton 3.6, 3.7.1 and 3.9 (minutes)
-	for version in 3.6.0 3.7.1 3.9.0; do \
+# `make test` compiles for sm_90 only; the last lines run its test of every configuration for the other two, and for AMD.
+compile-matrix: $(FILES) ## compile every launch configuration within budget, and compare launches, on Triton 3.6 to 3.9; and for AMD (many minutes)
+	for version in 3.6.0 3.7.1 3.8.0 3.9.0; do \
 	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version && \
 	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m benchmarks.compiled.resources --check --arch 80 90 100 \
 	    --json $(VENV)/resources-$$version.json && \
 	  PYTHONPATH=$(VENV)/triton-$$version:. $(BIN)/python -m tests.kernels.gpu.launches_kept || exit 1; \
 	done
 	ULSAM_FUSED_TEST_ARCHS="80 100" $(BIN)/pytest -q tests/kernels/gpu/test_compile.py -k every_configuration
+	PYTHONPATH=. $(BIN)/python -m benchmarks.compiled.amd
+	ULSAM_FUSED_TEST_AMD="gfx90a gfx942" $(BIN)/pytest -q tests/kernels/gpu/test_compile.py -k widen
+
+# Pythons that are not there are left out, with a line that says so
+PAIRS ?= python3.10:2.10.0 python3.11:2.11.0 python3.12:2.12.1 python3.13:2.14.1 python3.14:2.15.0
+matrix: $(FILES) ## the quick tests with other Pythons and PyTorches, PAIRS="python3.12:2.14.1 ..."; writes docs/support.md (hours, 5 GB)
+	$(BIN)/python -m tools.matrix $(PAIRS)
 
 # PyTorch itself is not instrumented: what it leaks, and how its threads wait for each other, is left out
 sanitize: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/sanitized

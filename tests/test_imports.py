@@ -30,7 +30,7 @@ ROOMS = (
     ("conversion",),
     ("models",),
     ("upstream", "explanation"),
-    ("modules",),
+    ("modules", "layers"),
     ("functional", "flops"),
     ("ops",),
     ("torch_backend",),
@@ -134,7 +134,7 @@ def test_a_command_is_known_by_how_python_was_started(
 
 def test_nothing_else_of_the_repository_is_inside_the_package() -> None:
     assert importlib.util.find_spec("ulsam_fused.kernels") is not None
-    for name in ("ulsam_fused", "tests", "benchmarks", "examples", "docs", "kernels.kernels"):
+    for name in ("ulsam_fused", "tests", "benchmarks", "examples", "docs", "tools", "kernels.kernels"):
         assert importlib.util.find_spec(f"ulsam_fused.{name}") is None, name
 
 

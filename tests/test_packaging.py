@@ -67,7 +67,7 @@ def report():
     assert config.LaunchConfig is LaunchConfig
     assert callable(ulsam_fused.cli.main)
     top = sorted({name for name in sys.modules if name.split(".")[0] in ("kernels", "tests", "benchmarks")})
-    folders = ("ulsam_fused", "tests", "benchmarks", "examples", "docs")
+    folders = ("ulsam_fused", "tests", "benchmarks", "examples", "docs", "tools")
     print(json.dumps({
         "package": ulsam_fused.__file__,
         "cli": ulsam_fused.cli.__file__,

@@ -17,7 +17,7 @@ from ulsam_fused.cli import COMMANDS
 
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-FOLDERS = ("benchmarks", "docs", "examples", "kernels", "tests", "ulsam_fused", ".github")
+FOLDERS = ("benchmarks", "docs", "examples", "kernels", "tests", "tools", "ulsam_fused", ".github")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ C++ kernels, a warning says why, once; nothing falls back in silence.
 import functools
 import importlib
 import os
+import types
 import warnings
 from typing import cast
 
@@ -19,11 +20,11 @@ from .kernels.contract import Backend, NormBackend
 
 ENVIRONMENT = "ULSAM_FUSED_BACKEND"
 _FOLDERS = {
-    "triton": "ulsam_fused.kernels.gpu",
-    "cpp": "ulsam_fused.kernels.cpu",
-    "torch": "ulsam_fused.torch_backend",
+    "triton": ".kernels.gpu",
+    "cpp": ".kernels.cpu",
+    "torch": ".torch_backend",
 }
-"""Where the two doors of a backend are. A new backend is a folder, and a line here."""
+"""Where the two doors of a backend are, in this package. A new backend is a folder, and a line here."""
 
 _environment = os.environ.get(ENVIRONMENT) or "auto"  # read once, when the package is imported
 _chosen = "auto"
@@ -105,7 +106,7 @@ def door(backend: str, device: torch.device) -> Backend:
     key = (backend, device)
     found = _doors.get(key)
     if found is None:
-        found = _doors[key] = cast(Backend, importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.backend"))
+        found = _doors[key] = cast(Backend, _module(resolve(backend, device), "backend"))
     return found
 
 
@@ -114,8 +115,7 @@ def norm_door(backend: str, device: torch.device) -> NormBackend:
     key = (backend, device)
     found = _norm_doors.get(key)
     if found is None:
-        module = importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.norm_backend")
-        found = _norm_doors[key] = cast(NormBackend, module)
+        found = _norm_doors[key] = cast(NormBackend, _module(resolve(backend, device), "norm_backend"))
     return found
 
 
@@ -132,7 +132,10 @@ def why_not_cpp(device: torch.device) -> str | None:
     """Why the C++ backend cannot serve tensors on this device; the first call compiles it, in seconds."""
     if device.type != "cpu":
         return f"C++ kernels run on a CPU, not on {device.type}"
-    problem: str | None = importlib.import_module(f"{_FOLDERS['cpp']}.build").problem()
+    try:
+        problem: str | None = _module("cpp", "build").problem()
+    except ModuleNotFoundError:  # tools/hub.py leaves them out
+        return "this copy of ulsam_fused has no C++ sources; pip install ulsam_fused has them"
     return problem
 
 
@@ -154,7 +157,7 @@ def why_not_triton(device: torch.device) -> str | None:
 def triton_problem() -> str | None:
     """Why the kernels cannot be imported in this process; None where they can."""
     try:
-        importlib.import_module(f"{_FOLDERS['triton']}.backend")
+        _module("triton", "backend")
     except ImportError as error:
         return f"Triton cannot be imported ({error}); pip install triton"
     return None
@@ -163,4 +166,9 @@ def triton_problem() -> str | None:
 @functools.lru_cache(maxsize=1)
 def interpreting() -> bool:
     """Whether the kernels were imported under TRITON_INTERPRET=1."""
-    return bool(importlib.import_module(f"{_FOLDERS['triton']}.backend").INTERPRETED)
+    return bool(_module("triton", "backend").INTERPRETED)
+
+
+def _module(backend: str, name: str) -> types.ModuleType:
+    """A file in the folder of a backend."""
+    return importlib.import_module(f"{_FOLDERS[backend]}.{name}", __package__)

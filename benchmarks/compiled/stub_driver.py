@@ -27,14 +27,15 @@ class Compiled(NamedTuple):
 class Driver:
     """Has a target and no device."""
 
-    def __init__(self, arch: int) -> None:
-        self.target = GPUTarget("cuda", arch, 32)
+    def __init__(self, arch: int | str) -> None:  # 90 for sm_90, or "gfx942"
+        self.target = GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
     def get_current_device(self) -> int:
-        return int(self.target.arch)  # Triton keeps kernels by device number: each architecture needs its own
+        # Triton keeps kernels by device number: each architecture needs its own
+        return int(str(self.target.arch).removeprefix("gfx"), 16)
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -85,14 +86,18 @@ def phases(constants: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def compile_only(arch: int, *, machine_code: bool = True, of: frozenset[str] | None = None) -> Iterator[list[Compiled]]:
+def compile_only(
+    arch: int | str, *, machine_code: bool = True, of: frozenset[str] | None = None
+) -> Iterator[list[Compiled]]:
     """Launches inside compile for this architecture and run nothing; their kernels come into the yielded list.
 
-    Without machine_code, compiling ends with PTX. With `of`, only launches of these phases compile.
+    Without machine_code, compiling ends with PTX. With `of`, only launches of these phases compile. A process compiles
+    for one kind of GPU: plans are kept.
     """
     triton.runtime.driver.set_active(Driver(arch))
     compiled: list[Compiled] = []
-    original = triton.JITFunction.run
+    original, hip = triton.JITFunction.run, torch.version.hip
+    torch.version.hip = None if isinstance(arch, int) else "none"  # as where PyTorch is built for AMD
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
         if of is None or of.intersection(phases(constants)):
@@ -103,7 +108,7 @@ def compile_only(arch: int, *, machine_code: bool = True, of: frozenset[str] | N
     try:
         yield compiled
     finally:
-        triton.JITFunction.run = original
+        triton.JITFunction.run, torch.version.hip = original, hip
         knobs.runtime.add_stages_inspection_hook = None
 
 

@@ -65,6 +65,8 @@ def build(into: Path | str | None = None) -> Path:
     Raises:
         BuildError: there is no compiler, it fails, or the folder cannot be written.
     """
+    if sys.platform == "win32":
+        raise BuildError("the C++ kernels are not built on Windows")
     compiler = _compiler()
     folder = _cache_folder() if into is None else Path(into)
     library = folder / f"ulsam_fused_cpu-{_key(compiler)}{'.dylib' if sys.platform == 'darwin' else '.so'}"
@@ -74,8 +76,6 @@ def build(into: Path | str | None = None) -> Path:
 
 
 def _load() -> str | None:
-    if sys.platform == "win32":
-        return "the C++ kernels are not built on Windows"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST:
         return (

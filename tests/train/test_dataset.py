@@ -1,6 +1,7 @@
 """Views and batches: functions of seed, epoch and number; broken images are reported and never trained as black."""
 
 import hashlib
+import pickle
 import struct
 import sys
 import types
@@ -46,6 +47,8 @@ def test_workers_change_nothing(data: Data) -> None:
     torch.manual_seed(2)
     assert _hashes(_batches(_views(data), order, workers=2)) == alone
     assert len(set(alone)) == 5
+    # where workers are not forked, as on Windows, macOS and in Python 3.14
+    pickle.loads(pickle.dumps((_views(data), order, dataset._start_worker)))
 
 
 def test_a_later_start_gives_the_rest(data: Data) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import LaunchConfig, MomentsConfig, border_pitch, cdiv, chunk_pixels, has_halo
+from .config import LaunchConfig, border_pitch, cdiv, chunk_pixels, has_halo
 
 
 class Access(NamedTuple):
@@ -103,14 +103,6 @@ def backward_march_tile(geometry: Geometry) -> dict[str, int]:
 def sweep_tile(config: LaunchConfig) -> dict[str, int]:
     """The tile of a sweep over pixels."""
     return {"BLOCK_P": config.block_p, "BLOCK_K": config.block_k}
-
-
-def compiler_options(config: LaunchConfig | MomentsConfig) -> dict[str, int]:
-    """What a configuration asks of the compiler."""
-    options = {"num_warps": config.num_warps}
-    if torch.version.hip is None:  # AMD's compiler has no limit of registers
-        options["maxnreg"] = config.max_registers
-    return options
 
 
 def compared_size(dtype: torch.dtype) -> int:

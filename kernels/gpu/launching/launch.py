@@ -17,7 +17,9 @@ from torch import Tensor
 from triton import knobs
 from triton.compiler import CompiledKernel
 
-TRIED = ((3, 6), (3, 7), (3, 9))
+from .config import LaunchConfig, MomentsConfig
+
+TRIED = ((3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton for which `make compile-matrix` has compared what arrives at the driver."""
 
 keep = torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in TRIED
@@ -75,6 +77,14 @@ def _lacks_compiler(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError):
         return error.filename is not None and error.filename == os.environ.get("CC")
     return isinstance(error, subprocess.CalledProcessError) or "C compiler" in str(error)
+
+
+def compiler_options(config: LaunchConfig | MomentsConfig) -> dict[str, int]:
+    """What a configuration asks of the compiler. It counts in warps of 32 lanes; most of AMD's have 64."""
+    if torch.version.hip is None:
+        return {"num_warps": config.num_warps, "maxnreg": config.max_registers}
+    lanes = 32 if knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().warp_size
+    return {"num_warps": max(32 * config.num_warps // lanes, 1)}  # AMD's compiler knows no limit of registers
 
 
 def _watched() -> bool:

@@ -16,7 +16,6 @@ from .geometry import (
     Allocation,
     backward_march_tile,
     compared_size,
-    compiler_options,
     contiguous,
     geometry_of,
     is_channels_last,
@@ -31,7 +30,7 @@ from .geometry import (
     sweep_tile,
     vector_width,
 )
-from .launch import Launch
+from .launch import Launch, compiler_options
 from .plans import KEPT
 
 

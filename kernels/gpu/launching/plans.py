@@ -19,7 +19,6 @@ from .geometry import (
     Allocation,
     backward_march_tile,
     compared_size,
-    compiler_options,
     contiguous,
     geometry_of,
     is_channels_last,
@@ -31,7 +30,7 @@ from .geometry import (
     runs,
     sweep_tile,
 )
-from .launch import Launch
+from .launch import Launch, compiler_options
 
 KEPT = 1024  # plans of each kind; a network has one for every size of its maps
 

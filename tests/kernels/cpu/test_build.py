@@ -180,6 +180,23 @@ def test_a_library_that_does_not_load(cache: Path, pretended: Path) -> None:
     assert "cannot be loaded" in told()
 
 
+def test_windows(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(build.BuildError, match="not built on Windows"):
+        build.build()
+    assert build._load() == "the C++ kernels are not built on Windows"
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_one_library_serves_several_pytorches() -> None:
+    """Of PyTorch it needs C functions only, which later releases keep; `make matrix` loads it there."""
+    library = build.build()
+    wanted = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True).stdout
+    names = [line.split()[-1] for line in wanted.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    assert [name for name in names if "c10" in name or "2at" in name or "5torch" in name] == []
+
+
 def test_an_old_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     assert told() == "PyTorch 2.9.1+cpu is older than 2.10, which the C++ kernels need: update it"
