@@ -30,6 +30,7 @@ from .geometry import (
     run_cycle,
     runs,
     sweep_tile,
+    whole_map,
 )
 from .launch import Launch
 
@@ -80,6 +81,7 @@ def forward_plan(
         "FLAT": access.flat,
         "VEC": access.vec,
         "WIDE": geometry.wide,
+        **whole_map(config, x, y),
     }
     kernel = forward_kernel
     if folded:
@@ -151,6 +153,7 @@ def backward_plan(
         "VEC": access.vec,
         "VEC_DY": access_dy.vec,
         "WIDE": geometry.wide,
+        **whole_map(config, x, dy, dx),
     }
     slabs, strips, strip_rows, chunks = geometry.slabs, geometry.strips, geometry.strip_rows, geometry.chunks
     sizes = [c] * (3 if has_shift else 2) + [g] * options.relu_z
