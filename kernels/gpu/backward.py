@@ -127,7 +127,7 @@ def backward_kernel(
     lse_ptr,  # [N, g]
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: dv [C], dscale [C], dshift [C] where shift is given, db [g] where RELU_Z
-    da_ptr,  # [N, g, H*W], scratch
+    da_ptr,  # [N, g, H*W], scratch, or None, and so the next, where a tile is a whole map
     scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: A and dl of a strip, with a border: `maxpool_backward`
     totals_ptr,  # [N, g, chunks], sums of A * dA, or None in the slab regime
     H,
@@ -187,7 +187,8 @@ def backward_kernel(
     if dy_ptr is not None:
         dy_ptr += o_dy
     z_ptr += slab.to(tl.int64) * HW
-    da_ptr += slab.to(tl.int64) * HW
+    if da_ptr is not None:
+        da_ptr += slab.to(tl.int64) * HW
     lse = tl.load(lse_ptr + slab)
     if d_attention_ptr is not None:
         d_attention_ptr += slab.to(tl.int64) * HW
