@@ -84,8 +84,8 @@ def _resident_warps(registers: int, shared: int, warps: int) -> int:
 def _march_elements(direction: str, constants: dict[str, Any]) -> int:
     """Elements of one turn of the march, or of the sweep for moments."""
     if "BLOCK_W" in constants:
-        rows = configs.ROWS
-        if "backward" in direction:
+        rows = constants.get("MAP_H") or configs.ROWS
+        if "backward" in direction and not constants.get("MAP_H"):
             rows = MARCH_ROWS.value * constants["COLUMNS"]  # of each of the BLOCK_W strips
         return int(constants["BLOCK_C"] * constants["BLOCK_W"] * rows)
     return int(constants.get("BLOCK_C", 1) * constants["BLOCK_P"])
@@ -93,6 +93,8 @@ def _march_elements(direction: str, constants: dict[str, Any]) -> int:
 
 def _sweep_elements(constants: dict[str, Any]) -> int:
     """Elements of one turn of the second sweep."""
+    if constants.get("MAP_H"):
+        return int(constants["BLOCK_C"] * constants["BLOCK_W"] * constants["MAP_H"])
     run = constants.get("RUN", 1)
     return int(constants["BLOCK_P"] * max(constants["BLOCK_K"] // run, 1) * run)
 

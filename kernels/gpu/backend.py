@@ -62,8 +62,8 @@ def backward(
     partials = z.new_empty_strided(*plan.partials)
     tensors = (
         dy, None if d_attention is None else d_attention.contiguous(), x, scale.contiguous(),
-        None if shift is None else shift.contiguous(), v.contiguous(), z, lse, dx, partials, torch.empty_like(z),
-        z.new_empty_strided(*plan.scratch), None if plan.totals is None else z.new_empty_strided(*plan.totals),
+        None if shift is None else shift.contiguous(), v.contiguous(), z, lse, dx, partials,
+        *[None if a is None else z.new_empty_strided(*a) for a in (plan.da, plan.scratch, plan.totals)],
     )  # fmt: skip
     with device_of(x):
         for launch in plan.launches:

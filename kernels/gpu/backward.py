@@ -17,6 +17,7 @@ A program belongs to a slab and does two things for it:
     REDUCE   a sweep over its pixels: dA and S                              device/softmax_backward.py
     MARCH    A and dl, into a scratch of its own, then the march: dx and    device/march_nchw.py,
              this program's part of the parameters' gradients               device/march_channels_last.py
+    both     of a map so small that it fits a tile, without a scratch       device/whole_map.py
 
 In the slab regime one launch does both. In the split regime the first launch does REDUCE, a program per chunk of
 pixels, and the second MARCH, a program per strip of rows, which first adds up the S of all chunks.
@@ -35,6 +36,7 @@ from .device.march_nchw import march_lanes
 from .device.primitives import load_channel, mirrored_program, sign_of
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, logit_gradient
+from .device.whole_map import map_input_gradient, map_logit_gradient
 
 # Rows of one turn of the march. A window spans three. So after three rows every value is in its old register again, and
 # nothing is moved: 94 instructions per element in place of 117 (float16 channels_last, sm_90, Triton 3.7.1).
@@ -125,7 +127,7 @@ def backward_kernel(
     lse_ptr,  # [N, g]
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: dv [C], dscale [C], dshift [C] where shift is given, db [g] where RELU_Z
-    da_ptr,  # [N, g, H*W], scratch
+    da_ptr,  # [N, g, H*W], scratch, or None, and so the next, where a tile is a whole map
     scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: A and dl of a strip, with a border: `maxpool_backward`
     totals_ptr,  # [N, g, chunks], sums of A * dA, or None in the slab regime
     H,
@@ -168,6 +170,8 @@ def backward_kernel(
     VEC: tl.constexpr,  # strides of x, and H*W (G in channels_last), are multiples of it
     VEC_DY: tl.constexpr,  # likewise of dy
     WIDE: tl.constexpr,  # offsets inside a slab need int64
+    MAP_H: tl.constexpr,  # H and W, where a tile is a whole map, or 0
+    MAP_W: tl.constexpr,
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, chunks), then (N * num_splits, strips)."""
     if REDUCE:
@@ -183,19 +187,20 @@ def backward_kernel(
     if dy_ptr is not None:
         dy_ptr += o_dy
     z_ptr += slab.to(tl.int64) * HW
-    da_ptr += slab.to(tl.int64) * HW
+    if da_ptr is not None:
+        da_ptr += slab.to(tl.int64) * HW
     lse = tl.load(lse_ptr + slab)
+    if d_attention_ptr is not None:
+        d_attention_ptr += slab.to(tl.int64) * HW
     total = tl.full([], 0.0, z_ptr.dtype.element_ty)
 
-    if REDUCE:
+    if REDUCE and not MAP_H:
         if MARCH:
             p_begin = 0
             p_end = HW
         else:
             p_begin = part * chunk
             p_end = tl.minimum(p_begin + chunk, HW)
-        if d_attention_ptr is not None:
-            d_attention_ptr += slab.to(tl.int64) * HW
         total = attention_gradient(
             dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, da_ptr, p_begin, p_end, W, G,
             dy_strides, x_strides, BLOCK_P, BLOCK_K, RELU_Z, FLAT, FLAT_DY, WIDE,
@@ -204,33 +209,41 @@ def backward_kernel(
             tl.store(totals_ptr + slab.to(tl.int64) * chunks + part, total)
 
     if MARCH:
-        if REDUCE:
-            tl.debug_barrier()  # every dA of the slab is written before any is read
-        else:
-            for i in range(0, chunks):
-                total += tl.load(totals_ptr + slab.to(tl.int64) * chunks + i)
-        r_begin = part * strip_rows
-        r_end = tl.minimum(r_begin + strip_rows, H)
-        a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
-        dl_ptr = a_ptr + (strip_rows + 4) * pitch
-        db = logit_gradient(z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z)
-        tl.debug_barrier()  # A and dl are written before they are read
-        partials_ptr += (n * strips + part) * width
-        if RELU_Z:
-            tl.store(partials_ptr + width - num_splits + k, db)
-        dv_ptr = partials_ptr + channel
         o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, 1)
         dx_ptr += o_dx
         scale_ptr += channel
         v_ptr += channel
-        if shift_ptr is not None:
-            shift_ptr += channel
+        partials_ptr += (n * strips + part) * width
+        dv_ptr = partials_ptr + channel
         dscale_ptr = dv_ptr + C
         dshift_ptr = None
         if shift_ptr is not None:
+            shift_ptr += channel
             dshift_ptr = dv_ptr + 2 * C
-        input_gradient(
-            dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-            r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-            BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
-        )  # fmt: skip
+        if MAP_H:
+            attention, dls, db = map_logit_gradient(
+                dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, G, MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_Z, EVEN_C
+            )
+            map_input_gradient(
+                dy_ptr, x_ptr, scale_ptr, shift_ptr, v_ptr, attention, dls, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
+                G, MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_U, EVEN_C,
+            )  # fmt: skip
+        else:
+            if REDUCE:
+                tl.debug_barrier()  # every dA of the slab is written before any is read
+            else:
+                for i in range(0, chunks):
+                    total += tl.load(totals_ptr + slab.to(tl.int64) * chunks + i)
+            r_begin = part * strip_rows
+            r_end = tl.minimum(r_begin + strip_rows, H)
+            a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
+            dl_ptr = a_ptr + (strip_rows + 4) * pitch
+            db = logit_gradient(z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z)
+            tl.debug_barrier()  # A and dl are written before they are read
+            input_gradient(
+                dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
+                r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+                BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
+            )  # fmt: skip
+        if RELU_Z:
+            tl.store(partials_ptr + width - num_splits + k, db)

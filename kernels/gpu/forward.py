@@ -23,6 +23,7 @@ from .device.primitives import mirrored_program
 from .device.reweight import reweight
 from .device.slab import slab_of, slab_place
 from .device.softmax import combine
+from .device.whole_map import map_forward
 
 
 @triton.jit
@@ -70,6 +71,8 @@ def slab_forward(
     RUN: tl.constexpr,
     VEC: tl.constexpr,
     WIDE: tl.constexpr,
+    MAP_H: tl.constexpr,
+    MAP_W: tl.constexpr,
 ):
     """What a program of `forward_kernel` does for its slab; arguments as there."""
     if LOGITS:
@@ -88,7 +91,18 @@ def slab_forward(
     m = tl.full([], float("-inf"), dtype)
     s = tl.full([], 0.0, dtype)
 
-    if LOGITS:
+    if MAP_H:
+        if shift_ptr is not None:
+            shift_ptr += channel
+        if a_ptr is not None:
+            a_ptr += slab.to(tl.int64) * HW
+        if lse_ptr is not None:
+            lse_ptr += slab
+        map_forward(
+            x_ptr, scale_ptr + channel, shift_ptr, v_ptr + channel, b, y_ptr, a_ptr, z_ptr, lse_ptr, G,
+            MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C,
+        )  # fmt: skip
+    elif LOGITS:
         scale_ptr += channel
         v_ptr += channel
         if shift_ptr is not None:
@@ -104,7 +118,7 @@ def slab_forward(
             tl.store(stats_ptr, m)
             tl.store(stats_ptr + 1, s)
 
-    if APPLY:
+    if APPLY and not MAP_H:
         if LOGITS:
             p_begin = 0
             p_end = HW
@@ -171,6 +185,8 @@ def forward_kernel(
     RUN: tl.constexpr,  # divides where slabs begin
     VEC: tl.constexpr,  # strides, and H*W (G in channels_last), are multiples of it
     WIDE: tl.constexpr,  # offsets inside a slab need int64
+    MAP_H: tl.constexpr,  # H and W, where the tile is the whole map, or 0
+    MAP_W: tl.constexpr,
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, strips), then (N * num_splits, chunks)."""
     b = tl.full([], 0.0, z_ptr.dtype.element_ty)
@@ -181,7 +197,7 @@ def forward_kernel(
         x_ptr, scale_ptr, shift_ptr, v_ptr, b, y_ptr, a_ptr, z_ptr, lse_ptr, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
         y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
-        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE, MAP_H, MAP_W,
     )  # fmt: skip
 
 
@@ -241,6 +257,8 @@ def folded_kernel(
     RUN: tl.constexpr,
     VEC: tl.constexpr,
     WIDE: tl.constexpr,
+    MAP_H: tl.constexpr,
+    MAP_W: tl.constexpr,
 ):
     """`forward_kernel`, its parameters made of those of both norms; the same grid.
 
@@ -281,5 +299,5 @@ def folded_kernel(
         x_ptr, folded_ptr, shift_ptr, shift_ptr + C, b, y_ptr, a_ptr, z_ptr, None, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
         y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
-        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE, MAP_H, MAP_W,
     )  # fmt: skip

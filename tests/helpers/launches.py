@@ -8,12 +8,17 @@ import pytest
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig, forward_config
 
 _CHOSEN = forward_config((1, 4, 4, 4), 1, itemsize=4, channels_last=False, num_sms=1)
-_SMALL = dataclasses.replace(_CHOSEN, block_w=8, block_c=4, block_p=16, block_k=4, num_warps=1)
+_SMALL = dataclasses.replace(_CHOSEN, block_w=8, block_c=4, block_p=16, block_k=4, num_warps=1, whole_map=False)
 
 
 def slab(**changes: Any) -> LaunchConfig:
     """One launch, a program per slab."""
     return dataclasses.replace(_SMALL, split=False, strip_rows=0, **changes)
+
+
+def whole(**changes: Any) -> LaunchConfig:
+    """Likewise, and a tile is a whole map of at most 8 columns."""
+    return slab(whole_map=True, **changes)
 
 
 def split(strip_rows: int = 7, **changes: Any) -> LaunchConfig:

@@ -15,11 +15,17 @@ from .softmax import attention
 
 
 @triton.jit
+def weighted(x, a):
+    """(1 + a) * x."""
+    a = tl.where(a == 0, 1.2e-38, a)  # (1 + 0) * inf is inf, but inf + 0 * inf NaN; a finite x sees no difference
+    return x + a * x
+
+
+@triton.jit
 def reweighted(x_ptr, y_ptr, a, m_x, dtype: tl.constexpr):
     """Writes y at these addresses. x is read for the last time; y is what the next layer reads, and may stay in L2."""
     x = tl.load(x_ptr, mask=m_x, other=0.0, eviction_policy="evict_first").to(dtype)
-    a = tl.where(a == 0, 1.2e-38, a)  # (1 + 0) * inf is inf, but inf + 0 * inf NaN; a finite x sees no difference
-    tl.store(y_ptr, (x + a * x).to(y_ptr.dtype.element_ty), mask=m_x)
+    tl.store(y_ptr, weighted(x, a).to(y_ptr.dtype.element_ty), mask=m_x)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ A slab is one subspace of one image, G*H*W elements. Two regimes:
 import dataclasses
 
 ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
+WHOLE_MAP = 14  # rows and columns of NCHW, at most, whose code is written out
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
 STRIP_COLUMNS = 7  # at most, in the backward of channels_last: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
@@ -36,6 +37,7 @@ class LaunchConfig:
     num_warps: int
     max_registers: int  # per lane
     strip_rows: int  # split: rows per program, a multiple of ROWS
+    whole_map: bool = False  # a tile is a whole map of NCHW, if the tensors lie as that needs
     flat_programs: int = FLAT_PROGRAMS_PER_SM  # of the backward with BatchNorm, in its flat passes
 
 
@@ -55,6 +57,11 @@ def forward_config(
     shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
 ) -> LaunchConfig:
     """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
+    # Instructions per element, float16, with whole maps and without: 31.7 and 48 at 160x7x7 in 8 subspaces. But 27.1
+    # and 28.8 at 1024x7x7 in 4, 25.6 and 24.5 at 512x14x14: the march wastes little, and the sweep has long accesses.
+    whole = _whole_map(shape, num_splits, itemsize, channels_last, num_sms)
+    if whole is not None and whole.num_warps == 1:
+        return whole
     config = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms)
     if config.split and _slab_bytes(shape, num_splits, itemsize) <= ONE_LAUNCH_BYTES:
         wide = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms, num_warps=8)
@@ -99,6 +106,11 @@ def backward_config(
     if channels_last:
         config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
         return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
+    # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
+    # at 1024x7x7 in 4, 57 and 80 at 512x14x14.
+    whole = _whole_map(shape, num_splits, itemsize, channels_last, num_sms)
+    if whole is not None:
+        return whole
     # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248).
     per_lane = 1 if itemsize == 8 else 4
     config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
@@ -106,6 +118,17 @@ def backward_config(
         # an SM then holds three such programs in place of two; where x is compared in float32 these do not suffice
         return dataclasses.replace(config, max_registers=168)
     return config
+
+
+def _whole_map(
+    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
+) -> LaunchConfig | None:
+    """The tile of `device/whole_map.py`, a column per lane, where a map is small enough for it."""
+    _, _, h, w = shape
+    if channels_last or itemsize == 8 or max(h, w) > WHOLE_MAP:
+        return None
+    config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
+    return None if config.split else dataclasses.replace(config, whole_map=True)
 
 
 def _with_columns(

@@ -144,6 +144,13 @@ def runs(x: Tensor, config: LaunchConfig) -> dict[str, int | bool]:
     return {"COLUMNS": columns if span else 1, "SPAN": span}
 
 
+def whole_map(config: LaunchConfig, *tensors: Tensor) -> dict[str, int]:
+    """MAP_H and MAP_W: the size of a map, if tiles are whole maps and these tensors contiguous within a slab; or 0."""
+    _, _, h, w = tensors[0].shape
+    whole = config.whole_map and not config.split and all(t.stride()[1:] == (h * w, w, 1) for t in tensors)
+    return {"MAP_H": h, "MAP_W": w} if whole else {"MAP_H": 0, "MAP_W": 0}
+
+
 def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[str, int]:
     """RUN, elements of at most 16 bytes, and CYCLE, channels after which runs begin at the same pixels; 1 if no use."""
     pixels = x.shape[2] * x.shape[3]

@@ -29,6 +29,7 @@ from .geometry import (
     run_cycle,
     runs,
     sweep_tile,
+    whole_map,
 )
 from .launch import Launch, compiler_options
 
@@ -79,6 +80,7 @@ def forward_plan(
         "FLAT": access.flat,
         "VEC": access.vec,
         "WIDE": geometry.wide,
+        **whole_map(config, x, y),
     }
     kernel = forward_kernel
     if folded:
@@ -110,7 +112,8 @@ class BackwardPlan:
 
     launches: tuple[Launch, ...]
     partials: Allocation  # [N, strips, width]
-    scratch: Allocation  # [N, g, strips, 2, strip_rows + 4, pitch]
+    da: Allocation | None  # [N, g, H, W]; None, and scratch too, where tiles are whole maps
+    scratch: Allocation | None  # [N, g, strips, 2, strip_rows + 4, pitch]
     totals: Allocation | None  # [N, g, chunks], where one launch leaves something to the next
     sizes: list[int]  # of dv, dscale, dshift and db in the width of the partial sums, as far as they are there
 
@@ -138,6 +141,7 @@ def backward_plan(
         )
     geometry = geometry_of(g, config, x, dy, dx)
     access, access_dy = geometry.access(x), geometry.access(dy)
+    tile = whole_map(config, x, dy, dx)
     constants = {
         **backward_march_tile(geometry),
         **sweep_tile(config),
@@ -150,6 +154,7 @@ def backward_plan(
         "VEC": access.vec,
         "VEC_DY": access_dy.vec,
         "WIDE": geometry.wide,
+        **tile,
     }
     slabs, strips, strip_rows, chunks = geometry.slabs, geometry.strips, geometry.strip_rows, geometry.chunks
     sizes = [c] * (3 if has_shift else 2) + [g] * options.relu_z
@@ -166,7 +171,8 @@ def backward_plan(
             for grid, reduce, march in phases
         ),
         partials=contiguous(n, strips, sum(sizes)),
-        scratch=contiguous(n, g, strips, 2, strip_rows + 4, geometry.pitch),
+        da=None if tile["MAP_H"] else contiguous(n, g, h, w),
+        scratch=None if tile["MAP_H"] else contiguous(n, g, strips, 2, strip_rows + 4, geometry.pitch),
         totals=contiguous(n, g, chunks) if config.split else None,
         sizes=sizes,
     )

@@ -114,7 +114,7 @@ def test_runs_of_columns(
 ) -> None:
     """Runs divide rows and the strides between them, and the lanes of a warp hold a whole row, or there are none."""
     x = torch.empty(shape, device="meta") if strides is None else torch.empty_strided(shape, strides, device="meta")
-    config = forward_config(shape, 1, 2, is_channels_last(x), H100)
+    config = configs.norm_forward_config(shape, 1, 2, is_channels_last(x), H100)
     assert runs(x, config) == {"COLUMNS": columns, "SPAN": span}
 
 
@@ -122,7 +122,7 @@ def test_runs_of_columns(
     ("group", "w", "block_c"), [(16, 7, 16), (20, 7, 8), (32, 7, 16), (8, 7, 8), (1, 7, 4), (3, 14, 4), (1, 28, 4)]
 )
 def test_few_channels_are_idle(group: int, w: int, block_c: int) -> None:
-    config = forward_config((64, group * 4, 7, w), 4, 2, False, H100)
+    config = configs.norm_forward_config((64, group * 4, 7, w), 4, 2, False, H100)
     assert (config.num_warps, config.block_c) == (1, block_c)
 
 
@@ -248,11 +248,33 @@ def test_parts_of_the_moments(itemsize: int, channels_last: bool) -> None:
             assert config.parts * blocks >= H100, "the GPU is busy"
 
 
+@pytest.mark.parametrize(
+    ("shape", "g", "forward", "backward"),
+    [
+        ((64, 160, 7, 7), 8, True, True),
+        ((256, 1024, 7, 7), 4, False, True),  # several warps: the march wastes little
+        ((256, 512, 14, 14), 4, False, True),
+        ((4, 512, 14, 14), 4, False, False),  # so few slabs that they are split
+        ((256, 96, 15, 15), 4, False, False),
+    ],
+)
+def test_whole_maps(shape: tuple[int, int, int, int], g: int, forward: bool, backward: bool) -> None:
+    for channels_last, itemsize in itertools.product((False, True), (2, 4, 8)):
+        given = shape, g, itemsize, channels_last, H100
+        can = not channels_last and itemsize < 8
+        assert forward_config(*given).whole_map == (forward and can)
+        config = backward_config(*given)
+        assert config.whole_map == (backward and can)
+        assert not config.whole_map or config.block_w >= shape[3]
+
+
 def test_strips_with_batch_norm() -> None:
     """A slab that is large is not split, one of few is: into strips that fill the GPU."""
     for (n, c, h, w), g in SHAPES:
         config = configs.norm_forward_config((n, c, h, w), g, 2, False, H100)
         general = forward_config((2 * H100, c, h, w), g, 2, False, H100)
+        if general.whole_map:  # which has no place for statistics between logits and softmax
+            continue
         assert config.split == (n * g < configs.PROGRAMS_PER_SM * H100 and h > configs.ROWS)
         assert dataclasses.replace(config, split=general.split, strip_rows=general.strip_rows) == general
         assert (config.strip_rows > 0) == config.split
