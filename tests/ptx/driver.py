@@ -85,8 +85,11 @@ class Emulator:
         if 0 in grid:
             return
         if compiled.hash not in self.modules:
-            threads = 32 * compiled.metadata.num_warps
-            self.modules[compiled.hash] = Module(parse(self.edit(compiled.asm["ptx"])), compiled.metadata.shared, threads)
+            names = compiled.src.fn.arg_names
+            self.modules[compiled.hash] = Module(
+                parse(self.edit(compiled.asm["ptx"])), compiled.metadata.shared, 32 * compiled.metadata.num_warps,
+                {names[place[0]]: value for place, value in compiled.src.constants.items() if len(place) == 1},
+            )  # fmt: skip
         module = self.modules[compiled.hash]
         segments: dict[int, Segment] = {}
         values: list[Any] = []
@@ -148,8 +151,8 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def install(arch: int) -> Emulator:
-    """From here on, in this process. ptxas is left out, and such kernels are kept apart from real ones."""
+def install(arch: int, *, assemble: bool = False) -> Emulator:
+    """From here on, in this process. Unless `assemble`, ptxas is left out, and such kernels are kept apart."""
     emulator = Emulator(arch)
     original = CompiledKernel._init_handles
 
@@ -158,7 +161,8 @@ def install(arch: int) -> Emulator:
         original(kernel)
 
     CompiledKernel._init_handles = load
-    CUDABackend.make_cubin = lambda self, src, metadata, *_: b"no machine code"
-    triton.knobs.cache.dir = os.path.join(triton.knobs.cache.dir, f"ptx-only-{triton.__version__}")
+    if not assemble:
+        CUDABackend.make_cubin = lambda self, src, metadata, *_: b"no machine code"
+        triton.knobs.cache.dir = os.path.join(triton.knobs.cache.dir, f"ptx-only-{triton.__version__}")
     triton.runtime.driver.set_active(emulator)
     return emulator

@@ -25,8 +25,9 @@ Reports = dict[tuple[str, str, int, str], Report]
 class Module:
     """A compiled kernel, translated."""
 
-    def __init__(self, kernel: Kernel, shared: int, threads: int) -> None:
+    def __init__(self, kernel: Kernel, shared: int, threads: int, constants: dict[str, Any]) -> None:
         self.kernel, self.shared, self.threads = kernel, shared, threads  # shared: bytes
+        self.constants = constants  # of the source: tl.constexpr, None and 1
         translator = Translator(kernel)
         self.instructions = translator.instructions
         self.run = translator.function()

@@ -14,7 +14,7 @@ import pytest
 
 from .driver import Emulator, install
 
-EMULATOR = install(int(os.environ.get("PTX_ARCH", "90")))
+EMULATOR = install(int(os.environ.get("PTX_ARCH", "90")), assemble="PTX_ASSEMBLE" in os.environ)
 SEEN: collections.Counter[str] = collections.Counter()
 
 

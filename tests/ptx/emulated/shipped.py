@@ -1,104 +1,76 @@
-"""Every launch configuration that ships, at the map and the channels of a published size that takes it.
+"""Every launch configuration that ships, executed on one or two images; PTX_PART=1/2 for every other one.
 
-A configuration is chosen for the published batch on a GPU of 132 multiprocessors, and executed on one image. Each form
-of a direction shares the march's tile, so the forms take turns: the paper's, the authors' folded, the authors' on
-statistics of the batch.
+The calls are those that `benchmarks/compiled/resources.py` compiles, so that their kernels are found again.
 """
 
-import dataclasses
-import itertools
 import os
-from typing import NamedTuple
 
 import pytest
 import torch
 from ulsam_fused.kernels.gpu import backend, norm_backend
-from ulsam_fused.kernels.gpu.launching import config as configs
-from ulsam_fused.kernels.gpu.launching.config import LaunchConfig
-from ulsam_fused.kernels.gpu.launching.geometry import compared_size
 
-from benchmarks.sizes import CASES, numbers
-from tests.helpers.golden import Results, check, make_case, run_backward, run_forward
+from benchmarks.compiled.configurations import DTYPES, Call, shipped
+from tests.helpers.golden import Results, attention_of, check, make_case, run_backward, run_forward, saved
 from tests.helpers.norm_forward_golden import check_norm_forward, make_buffers, run_norm_forward
 from tests.helpers.norm_golden import check_norm, make_norm_case, run_norm_backward
 from tests.kernels.norms import run_folded
+from tests.ptx.driver import Emulator
+from tests.ptx.static import fused_across_lanes, narrow_sweeps
 
-SMS = 132
-ALL = os.environ.get("PTX_ALL") == "1"  # every form, where else they take turns
-FORMS = ("paper", "general", "folded", "norm")
-
-
-class Call(NamedTuple):
-    case: str
-    form: str
-    dtype: torch.dtype
-    channels_last: bool
-
-    def __str__(self) -> str:
-        layout = "channels_last" if self.channels_last else "nchw"
-        return f"{self.case} {self.form} {str(self.dtype)[6:]} {layout}"
-
-    @property
-    def forward_config(self) -> LaunchConfig:
-        choose = configs.norm_forward_config if self.form == "norm" else configs.forward_config
-        return choose(*self._given())
-
-    @property
-    def backward_config(self) -> LaunchConfig:
-        return configs.backward_config(*self._given(), compared_size(self.dtype))
-
-    def _given(self) -> tuple[tuple[int, int, int, int], int, int, bool, int]:
-        n, c, h, w, g = numbers(self.case)
-        return (n, c, h, w), g, self.dtype.itemsize, self.channels_last, SMS
-
-    def configurations(self) -> set[object]:
-        """What this call executes: tiles, in either regime."""
-        if self.form == "folded":
-            return {(self.channels_last, self.forward_config)}
-        return {(self.channels_last, self.forward_config), (self.channels_last, self.backward_config)}
+PART, PARTS = map(int, os.environ.get("PTX_PART", "1/1").split("/"))
 
 
-def calls() -> list[Call]:
-    every = [
-        Call(case, form, dtype, channels_last)
-        for case, dtype, channels_last, form in itertools.product(
-            CASES, (torch.float16, torch.float32, torch.bfloat16), (False, True), FORMS
-        )
-    ]
-    if ALL:
-        return every
-    wanted = set().union(*(call.configurations() for call in every))
-    chosen: list[Call] = []
-    turn = itertools.cycle(FORMS)
-    while wanted:
-        form = next(turn)
-        best = max(every, key=lambda call: (len(call.configurations() & wanted), call.form == form))
-        chosen.append(best)
-        wanted -= best.configurations()
-    return chosen
+@pytest.mark.parametrize("call", shipped()[PART - 1 :: PARTS], ids=str)
+def test_shipped(call: Call, emulator: Emulator) -> None:
+    """Its values, by the usual budgets; what its kernels touch, by the plugin; and how."""
+    if call.direction in ("forward", "backward"):
+        general_form(call)
+    else:
+        with_norms(call)
+    swept = 0
+    for module in (launch.module for launch in emulator.launches):
+        assert fused_across_lanes(module.kernel) == []
+        count, narrow = narrow_sweeps(module.kernel, module.constants, DTYPES[call.dtype].itemsize)
+        assert narrow == []
+        swept += count
+    assert swept > 0
 
 
-@pytest.mark.parametrize("call", calls(), ids=str)
-def test_shipped(call: Call) -> None:
-    n, c, h, w, g = numbers(call.case)
-    shape = (1, c, h, w)
-    if call.form in ("paper", "general"):
-        general = call.form == "general"
-        case = make_case(
-            shape, g, call.dtype, shift=general, b=general, relu_u=general, relu_z=general,
-            channels_last=call.channels_last, parameters=torch.float32, gain=2 / (c // g) ** 0.5, d_attention=general,
-        )  # fmt: skip
-        y_and_A, z, lse = run_forward(backend, case, config=call.forward_config, out_dtype=torch.float32)
-        gradients = run_backward(backend, case, z, lse, config=call.backward_config)
-        check(case, dataclasses.replace(gradients, y=y_and_A.y, A=y_and_A.A))
+def general_form(call: Call) -> None:
+    dtype, on = DTYPES[call.dtype], call.general
+    case = make_case(
+        (1, *call.shape), 1, dtype, parameters=torch.promote_types(dtype, torch.float32), shift=on, b=on,
+        relu_u=on, relu_z=on, channels_last=call.channels_last, gain=8 / call.shape[0] ** 0.5, d_attention=False,
+    )  # fmt: skip
+    if on:
+        case.v = case.v.abs()  # else act_z may make a map constant
+    if call.direction == "backward":
+        check(case, run_backward(backend, case, *saved(case), config=call.config))
         return
-    case = make_norm_case(shape, g, call.dtype, channels_last=call.channels_last, parameters=torch.float32)
-    buffers = make_buffers(case)
-    if call.form == "folded":
-        results = run_folded(norm_backend, case, buffers, config=call.forward_config, out_dtype=torch.float32)
-        check_norm_forward(case, results, interpreted=False, buffers=buffers, batch=False)
+    results, z, lse = run_forward(backend, case, config=call.config, need_attention=False)
+    results.A = attention_of(case, z, lse)
+    assert results.A.amax() > 4 * torch.finfo(dtype).eps, "x in place of y would pass"
+    check(case, results)
+
+
+def with_norms(call: Call) -> None:
+    dtype = DTYPES[call.dtype]
+    case = make_norm_case(
+        (2, *call.shape), 1, dtype, parameters=torch.promote_types(dtype, torch.float32),
+        batch1=call.direction != "norm_backward" or call.general, channels_last=call.channels_last, peak=3.0,
+    )  # fmt: skip
+    if call.direction == "norm_backward":
+        case.d_attention = None
+        check_norm(case, run_norm_backward(norm_backend, case, config=call.config))
         return
-    after = buffers.clone()
-    results = run_norm_forward(norm_backend, case, after, config=call.forward_config, out_dtype=torch.float32)
-    check_norm_forward(case, results, interpreted=False, buffers=buffers, after=after)
-    check_norm(case, run_norm_backward(norm_backend, case, config=call.backward_config))
+    before = make_buffers(case)
+    after = before.clone()
+    if call.direction == "folded":
+        results = run_folded(norm_backend, case, before, need_attention=False, config=call.config)
+        results.pop("A")
+    else:
+        results = run_norm_forward(norm_backend, case, after, need_attention=False, config=call.config)
+    check_norm_forward(
+        case, results, interpreted=False, buffers=before, after=None if call.direction == "folded" else after,
+        batch=call.direction != "folded",
+    )  # fmt: skip
