@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench clean compile-matrix sanitize always
+.PHONY: help test test-quick lint demo bench clean compile-matrix ptx sanitize always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,7 +26,7 @@ help: ## list the targets
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with (3.10 or newer); TESTS=tests/test_x.py the tests"
 
 # compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
-test test-quick compile-matrix: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
+test test-quick compile-matrix ptx: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
 # and so is the C++ backend, which is compiled first
 test test-quick demo bench: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
 
@@ -65,6 +65,24 @@ compile-matrix: $(FILES) ## compile every launch configuration within budget, an
 	  PYTHONPATH=$(VENV)/triton-$$version:. $(BIN)/python -m tests.kernels.gpu.launches_kept || exit 1; \
 	done
 	ULSAM_FUSED_TEST_ARCHS="80 100" $(BIN)/pytest -q tests/kernels/gpu/test_compile.py -k every_configuration
+
+# Resumable: what has passed is not run again unless a kernel, a test or the emulator has changed.
+PTX_PARTS := tests/ptx/emulated/faults.py tests/ptx/emulated/small.py tests/ptx/emulated/published.py \
+  tests/ptx/emulated/fuzz.py tests/kernels/gpu/test_forward.py tests/kernels/gpu/test_backward.py \
+  tests/kernels/gpu/test_norm_forward.py tests/kernels/gpu/test_norm_backward.py tests/kernels/gpu/test_memory.py \
+  tests/kernels/gpu/test_wide.py tests/kernels/test_folded.py tests/kernels/test_general_form.py
+ptx: $(FILES) ## execute compiled kernels on the CPU: all their tests, on three architectures and Triton 3.6, 3.7.1 and 3.9 (hours)
+	mkdir -p $(VENV)/ptx
+	key=$$(find kernels tests/kernels tests/helpers tests/ptx -name '*.py' | sort | xargs cat | sha256sum | cut -c1-16); \
+	for version in 3.6.0 3.7.1 3.9.0; do \
+	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version || exit 1; \
+	  for arch in 80 90 100; do for part in $(PTX_PARTS); do \
+	    done=$(VENV)/ptx/$$key-$$version-$$arch-$$(basename $$part); \
+	    test -e $$done && continue; \
+	    PYTHONPATH=$(VENV)/triton-$$version PTX_ARCH=$$arch $(BIN)/python -m pytest -q -p tests.ptx.plugin $$part && \
+	    touch $$done || exit 1; \
+	  done; done; \
+	done
 
 # PyTorch itself is not instrumented: what it leaks, and how its threads wait for each other, is left out
 sanitize: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/sanitized

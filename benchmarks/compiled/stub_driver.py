@@ -86,9 +86,7 @@ def phases(constants: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def compile_only(
-    arch: int, *, until: str | None = None, of: frozenset[str] | None = None
-) -> Iterator[list[Compiled]]:
+def compile_only(arch: int, *, until: str | None = None, of: frozenset[str] | None = None) -> Iterator[list[Compiled]]:
     """Launches inside compile for this architecture and run nothing; their kernels come into the yielded list.
 
     With `until`, compiling ends with this stage: "ptx", or "ttir", which is all that Triton itself can refuse. With

@@ -49,7 +49,9 @@ class Counts:
     module: Any
     addresses: list[int]  # real, of each storage
     warps: int
-    instructions: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by class, per warp
+    instructions: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )  # by class, per warp
     access: dict[int, Access] = dataclasses.field(default_factory=lambda: collections.defaultdict(Access))
     trace: list[tuple[int, bool, np.ndarray]] = dataclasses.field(default_factory=list)
     """(instruction, is store, program << 50 | sector)."""

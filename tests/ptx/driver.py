@@ -1,9 +1,9 @@
 """A Triton driver: kernels are compiled for a GPU, and their PTX runs on tensors of the CPU.
 
-    emulator = install(90)          # before the first launch; TRITON_INTERPRET must not be set
-    with emulator.watch():          # what torch.empty makes inside is poisoned, and reads of it are reported
-        backend.forward(...)
-    emulator.reports, emulator.launches
+emulator = install(90)          # before the first launch; TRITON_INTERPRET must not be set
+with emulator.watch():          # what torch.empty makes inside is poisoned, and reads of it are reported
+    backend.forward(...)
+emulator.reports, emulator.launches
 """
 
 import contextlib
@@ -146,8 +146,9 @@ class _Watch(TorchDispatchMode):
         for a in schema:
             t = named.get(a.name)
             if a.alias_info is not None and a.alias_info.is_write and isinstance(t, torch.Tensor):
-                if t.device.type == "cpu" and t.untyped_storage().data_ptr() in self.written:
-                    self.written[t.untyped_storage().data_ptr()].elements[:] = True
+                given = self.written.get(t.untyped_storage().data_ptr() if t.device.type == "cpu" else 0)
+                if given is not None:
+                    given.elements[:] = True
         return result
 
 

@@ -1,4 +1,4 @@
-"""Runs a translated kernel: lanes, warps, barriers, memory. What it watches for is in `races`, what it counts in `counts`.
+"""Runs a translated kernel: lanes, warps, barriers, memory. What it watches for is in `races`.
 
 Several programs run at once, in step: another order than a GPU's, but a possible one.
 """
@@ -106,7 +106,11 @@ class Machine:
 
     def param(self, index: int, kind: type[Any]) -> Lanes:
         value, size = self.arguments[index], np.dtype(kind).itemsize
-        raw = np.float32(value).tobytes() if isinstance(value, float) else (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        raw = (
+            np.float32(value).tobytes()
+            if isinstance(value, float)
+            else (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        )
         return self.full(np.frombuffer(raw, kind)[0])
 
     def report(self, kind: str, number: int, lane: int, detail: str, count: int = 1) -> None:
@@ -340,7 +344,9 @@ class Machine:
                 self._read_shared(number, places, who, 2)
         return out
 
-    def store_matrix(self, number: int, address: Lanes, values: tuple[Lanes, ...], transposed: bool, mask: Mask) -> None:
+    def store_matrix(
+        self, number: int, address: Lanes, values: tuple[Lanes, ...], transposed: bool, mask: Mask
+    ) -> None:
         for value, (who, halves) in zip(
             values, self._matrix_halves(number, address, len(values), transposed, mask), strict=True
         ):

@@ -4,7 +4,6 @@ A register is an array [lanes] in the type in which it is used most, its home; o
 """
 
 import collections
-import struct
 
 import numpy as np
 
@@ -90,7 +89,7 @@ class Operands:
         return self.v(o, kind) if o in self.names else f"E.full({self.v(o, kind)})"
 
     def value(self, o: Operand, t: str, *, full: bool = False) -> str:
-        """An operand of a PTX type as one to compute with: bfloat16 as float32, packed parts as several times the lanes."""
+        """An operand of a PTX type as one to compute with: bfloat16 as float32, packed parts as more lanes."""
         get = self.full if full or t in PACKED else self.v
         if t in PACKED:
             part, kind = PACKED[t]

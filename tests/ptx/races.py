@@ -77,7 +77,9 @@ class Accesses:
         s.w_lane[p], s.w_time[p] = self.lane, self.time
         last = s.w_lane[p]
         together = np.ones(len(self.lane), bool)  # different values have been reported
-        self._against(np.where(last == self.lane, -1, last), np.full(p.shape, self.time), "writes together to", together)
+        self._against(
+            np.where(last == self.lane, -1, last), np.full(p.shape, self.time), "writes together to", together
+        )
 
     def _against(
         self,
@@ -118,7 +120,11 @@ class Accesses:
             at = int(np.flatnonzero(bad.any(1))[0])
             column = int(np.flatnonzero(bad[at])[0])
             whose = int(other[at, column])
-            before = "several warps" if whose == SEVERAL else f"thread {whose % self.threads} of program {whose // self.threads}"
+            before = (
+                "several warps"
+                if whose == SEVERAL
+                else f"thread {whose % self.threads} of program {whose // self.threads}"
+            )
             detail = f"{what} {self.name}[{self.places[at, column]}], before by {before}"
             self.report(kind, int(self.lane[at, 0]), detail, int(bad.sum()))
             if kind == "programs, same value" and same is not None:

@@ -21,7 +21,7 @@ def fused_across_lanes(kernel: Kernel) -> list[Instruction]:
     """
     from_lanes: set[object] = set()
     found = []
-    for i in (i for block in kernel.blocks for i in block):
+    for i in (i for block in kernel.blocks for i in block if i.operands):
         d, *sources = i.operands
         read = [r for o in sources for r in (o if isinstance(o, list) else [o])]
         if i.op[0] == "shfl" or (i.op[0] == "mov" and from_lanes.intersection(r for r in read if isinstance(r, str))):

@@ -73,7 +73,7 @@ def widen(o, WIDE: tl.constexpr):
 
 @triton.jit
 def product(a, b):
-    """a * b, rounded. A sum over lanes would fuse a bare product, in each of two lanes its own, and they would differ."""
+    """a * b, rounded. A sum over lanes would fuse a bare product, each lane its own, and lanes would differ."""
     return tl.fma(a, b, tl.zeros_like(a))
 
 

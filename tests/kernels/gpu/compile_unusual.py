@@ -88,7 +88,7 @@ def call_folded(x: Tensor, g: int, split: bool, *, dw: bool, norm1: bool, beta: 
 
 
 FAR = 2**30 + 8
-WIDE = [  # shape and strides of one image, of which offsets need int64; each axis is 1 in some, and alone not 1 in others
+WIDE = [  # shape and strides where offsets need int64; each axis is 1 in some, and alone not 1 in others
     ((1, 3, 4, 5), (0, FAR, 5, 1)),
     ((2, 1, 4, 5), (8, 1, FAR, 1)),
     ((2, 3, 1, 5), (4 * FAR, FAR, 5, 1)),
@@ -103,10 +103,9 @@ WIDE = [  # shape and strides of one image, of which offsets need int64; each ax
 def sizes_of_1() -> None:
     """Every launcher with every size 1, wide and not, in turn with every tensor and with as few as can be."""
     for i, (shape, strides) in enumerate(WIDE):
-        narrow = meta(*shape, dtype=torch.float16)
         wide = torch.empty_strided(shape, strides, dtype=torch.float16, device="meta")
-        assert is_wide(wide) and not is_wide(narrow)
-        for x, all_tensors in ((narrow, i % 2 == 0), (wide, i % 2 == 1)):
+        assert is_wide(wide)
+        for x, all_tensors in ((wide, i % 2 == 1), (meta(*shape), i % 2 == 0))[: 1 + (shape.count(1) == 3)]:
             split = not all_tensors
             norms = {"batch1": True, "batch2": all_tensors, "beta": all_tensors}
             call(x, 1, split, biases=all_tensors, maps=all_tensors, dy=x)
@@ -118,7 +117,7 @@ def sizes_of_1() -> None:
 
 def main() -> None:
     with compile_only(90, until="ptx") as compiled:
-        sizes = [(1, 1, 1, 1, 1), (2, 3, 1, 5, 3), (1, 2, 5, 1, 1), (2, 4, 9, 6, 2)]
+        sizes = [(1, 1, 1, 1, 1), (2, 4, 9, 6, 2)]
         for (n, c, h, w, g), split in itertools.product(sizes, (False, True)):
             x = meta(n, c, h, w)
             call(x, g, split, biases=split, maps=not split, dy=x)

@@ -159,6 +159,10 @@ def test_what_is_unknown_is_named() -> None:
     text = ".visible .entry k()\n{\n\t.reg .b32 %r<3>;\n\tfrob.u32 %r1, %r2;\n\tret;\n}\n"
     with pytest.raises(NotImplementedError, match=r"frob\.u32 %r1, %r2.*PTX line 4.*frob"):
         Translator(parse(text)).function()
-    for statement in ("ld.volatile.global.b32 %r1, [%r2]", "add.rz.f32 %r1, %r1, %r2", "atom.global.add.u32 %r1, [%r2], 1"):
+    for statement in (
+        "ld.volatile.global.b32 %r1, [%r2]",
+        "add.rz.f32 %r1, %r1, %r2",
+        "atom.global.add.u32 %r1, [%r2], 1",
+    ):
         with pytest.raises(NotImplementedError, match=re.escape(statement)):
             Translator(parse(text.replace("frob.u32 %r1, %r2", statement))).function()

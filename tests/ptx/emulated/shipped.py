@@ -10,7 +10,7 @@ import torch
 from ulsam_fused.kernels.gpu import backend, norm_backend
 
 from benchmarks.compiled.configurations import DTYPES, Call, shipped
-from tests.helpers.golden import Results, attention_of, check, make_case, run_backward, run_forward, saved
+from tests.helpers.golden import attention_of, check, make_case, run_backward, run_forward, saved
 from tests.helpers.norm_forward_golden import check_norm_forward, make_buffers, run_norm_forward
 from tests.helpers.norm_golden import check_norm, make_norm_case, run_norm_backward
 from tests.kernels.norms import run_folded
