@@ -9,9 +9,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from ulsam_fused.kernels.gpu.device.primitives import product
 
 from tests.ptx.driver import Emulator
 from tests.ptx.parse import parse
+from tests.ptx.static import fused_across_lanes
 from tests.ptx.translate import Translator
 
 N = 256
@@ -63,6 +65,15 @@ def sums(x, y, N: tl.constexpr):
     square = tl.load(x + i[:, None] * N + i[None, :])
     tl.store(y + i, tl.sum(square, 1))
     tl.store(y + N + i, tl.sum(square, 0))
+
+
+@triton.jit
+def dot(x, y, rounded: tl.constexpr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    a = tl.load(x + i)
+    b = tl.load(x + N + i)
+    total = tl.sum(product(a, b) if rounded else a * b, 0)
+    tl.store(y + i, a + total)
 
 
 def found(emulator: Emulator) -> set[str]:
@@ -153,6 +164,16 @@ def test_shared_memory(emulator: Emulator) -> None:
     assert "divergent barrier" in run_sums(emulator, lambda _: divergent)
     beyond = re.sub(r"(st\.shared.*) \+ 0 ", r"\1 + 65536 ", ptx[0])
     assert "shared memory" in run_sums(emulator, lambda _: beyond)
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_a_product_fused_across_lanes(rounded: bool, emulator: Emulator) -> None:
+    """With one product per lane each fuses its own, and rounds the other's."""
+    x, y = torch.randn(64), torch.empty(32)
+    dot[(1,)](x, y, rounded, 32, num_warps=1)
+    assert bool(fused_across_lanes(emulator.launches[-1].module.kernel)) != rounded
+    totals = y.double() - x[:32].double()
+    torch.testing.assert_close(totals, (x[:32] * x[32:]).sum().double().expand(32), atol=1e-5, rtol=0)
 
 
 def test_what_is_unknown_is_named() -> None:
