@@ -44,7 +44,7 @@ lint: $(FILES) ## linter and type checker
 	$(BIN)/ruff format --check -q .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/tests
 	@cp -Rp ulsam_fused benchmarks examples $(TYPED)/ && cp -Rp kernels $(TYPED)/ulsam_fused/
-	@cp -Rp tests/__init__.py tests/helpers $(TYPED)/tests/
+	@cp -Rp tests/__init__.py tests/helpers tests/ptx $(TYPED)/tests/
 	cd $(TYPED) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache"
 
 demo: $(FILES) ## what this machine has, fused against reference, a short benchmark, attention maps of a picture

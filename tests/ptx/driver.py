@@ -128,7 +128,7 @@ class Emulator:
 
 class _Watch(TorchDispatchMode):
     def __init__(self, written: dict[int, Written]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.written = written
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:

@@ -6,6 +6,7 @@ whatever lies beside the tensor on this machine. Low bits are those of the real 
 
 import ctypes
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -56,4 +57,5 @@ class Segment:
 
 
 def bytes_at(pointer: int, nbytes: int) -> np.ndarray:
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(pointer) if nbytes else b"", np.uint8)
+    raw: Any = (ctypes.c_uint8 * nbytes).from_address(pointer) if nbytes else b""
+    return np.frombuffer(raw, np.uint8)

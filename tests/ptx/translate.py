@@ -4,7 +4,7 @@ Every block has two forms: all lanes are at this place, or some (`m`), and the o
 `Machine`, `n` counts the warps that run each block, and t is a temporary.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Translator(Operations):
         self.rank = order(successors(kernel))
         self.number = 0  # of the instruction
 
-    def function(self) -> Callable[[object], None]:
+    def function(self) -> Any:
         """run(machine)."""
         code = compile(self.source(), f"<{self.kernel.name}>", "exec")  # which fills the constants
         scope = {**vars(arithmetic), **self.constants, "np": np}
@@ -182,6 +182,7 @@ class Translator(Operations):
 
     def op_ldmatrix(self, i: Instruction) -> None:
         d, place = i.operands
+        assert isinstance(d, list)
         address = self._matrix(i, place)
         self.lines.append(f"t = E.load_matrix({self.number}, {address}, {len(d)}, {'trans' in i.op}, {self.mask(i)})")
         for j, r in enumerate(d):
@@ -189,6 +190,7 @@ class Translator(Operations):
 
     def op_stmatrix(self, i: Instruction) -> None:
         place, s = i.operands
+        assert isinstance(s, list)
         address = self._matrix(i, place)
         values = ", ".join(self.full(r, "u4") for r in s)
         given = f"{self.number}, {address}, ({values},), {'trans' in i.op}, {self.mask(i)}"
