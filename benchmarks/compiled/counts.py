@@ -38,7 +38,7 @@ from ulsam_fused.kernels.gpu.launching.geometry import compared_size
 
 from benchmarks.compiled.stub_driver import phases
 from benchmarks.sizes import numbers
-from tests.ptx.counts import FREE, Counts
+from tests.ptx.counts import Counts
 from tests.ptx.driver import install
 
 CASES = {"256x512x14x14/g4": 2, "64x160x7x7/g8": 2, "256x1024x7x7/g4": 2, "256x128x56x56/g4": 1, "256x32x112x112/g1": 1}
@@ -106,7 +106,6 @@ def through_caches(launches: list[Counts], l2_sectors: int) -> list[tuple[int, i
 
 def read(case: str, counts: Counts, elements: int, floor: int, cached: tuple[int, int], batches: float) -> Row:
     """The figures of one launch; `batches`: how often these images are in the published batch."""
-    issued = sum(n for kind, n in counts.instructions.items() if kind not in FREE)
     instructions = counts.module.instructions
 
     def accesses(*words: str) -> list[Any]:
@@ -122,10 +121,10 @@ def read(case: str, counts: Counts, elements: int, floor: int, cached: tuple[int
 
     shared = accesses("shared")
     passes = total(shared, "sectors")
-    seconds = max(issued / (SMS * SCHEDULERS * CLOCK), passes / (SMS * CLOCK))
+    seconds = max(counts.issued / (32 * SMS * SCHEDULERS * CLOCK), passes / (SMS * CLOCK))
     bounds = (round(1e6 * batches * max(seconds, cached[1] / rate), 1) for rate in BANDWIDTH.values())
     return Row(
-        case, "+".join(phases(counts.module.constants)), round(32 * issued / elements, 1), of("ld"), of("st"),
+        case, "+".join(phases(counts.module.constants)), round(counts.issued / elements, 1), of("ld"), of("st"),
         round(32 * passes / elements, 1), round(passes / max(total(shared, "least"), 1), 2),
         round(cached[0] / floor, 2), round(cached[1] / floor, 2), *bounds,
     )  # fmt: skip

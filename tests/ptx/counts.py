@@ -56,6 +56,11 @@ class Counts:
     trace: list[tuple[int, bool, np.ndarray]] = dataclasses.field(default_factory=list)
     """(instruction, is store, program << 50 | sector)."""
 
+    @property
+    def issued(self) -> int:
+        """Instructions, counted for every lane of a warp."""
+        return 32 * sum(n for kind, n in self.instructions.items() if kind not in FREE)
+
     def sector_of(self, sector: int) -> int:
         """The same for the same place in all launches."""
         return (self.addresses[(sector >> (SEGMENT - 5)) - 1] >> 5) + (sector & ((1 << SEGMENT - 5) - 1))

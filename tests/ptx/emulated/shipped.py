@@ -1,8 +1,12 @@
 """Every launch configuration that ships, executed on one or two images; PTX_PART=1/2 for every other one.
 
-The calls are those that `benchmarks/compiled/resources.py` compiles, so that their kernels are found again.
+The calls are those that `benchmarks/compiled/resources.py` compiles, so that their kernels are found again. On sm_90
+the instructions of each launch, per element of x and lane, may be a tenth above `benchmarks/compiled/instructions.csv`.
+PTX_WRITE names a file to which such lines are added.
 """
 
+import csv
+import math
 import os
 
 import pytest
@@ -13,10 +17,14 @@ from benchmarks.compiled.configurations import DTYPES, Call, shipped
 from tests.helpers.golden import attention_of, check, make_case, run_backward, run_forward, saved
 from tests.helpers.norm_forward_golden import check_norm_forward, make_buffers, run_norm_forward
 from tests.helpers.norm_golden import check_norm, make_norm_case, run_norm_backward
+from tests.helpers.processes import ROOT
 from tests.kernels.norms import run_folded
 from tests.ptx.driver import Emulator
 from tests.ptx.static import fused_across_lanes, narrow_sweeps
 
+with (ROOT / "benchmarks/compiled/instructions.csv").open() as file:
+    BUDGETS = {(row["case"], row["launch"]): float(row["instructions"]) for row in csv.DictReader(file)}
+WRITE = os.environ.get("PTX_WRITE")
 PART, PARTS = map(int, os.environ.get("PTX_PART", "1/1").split("/"))
 
 
@@ -27,6 +35,14 @@ def test_shipped(call: Call, emulator: Emulator) -> None:
         general_form(call)
     else:
         with_norms(call)
+    images = 1 if call.direction in ("forward", "backward") else 2
+    counted = [launch.issued / (images * math.prod(call.shape)) for launch in emulator.launches]
+    if WRITE:
+        with open(WRITE, "a") as file:
+            file.writelines(f"{call},{launch},{count:.1f}\n" for launch, count in enumerate(counted))
+    elif emulator.target.arch == 90:
+        for launch, count in enumerate(counted):
+            assert count <= 1.1 * BUDGETS[str(call), str(launch)], (count, launch)
     swept = 0
     for module in (launch.module for launch in emulator.launches):
         assert fused_across_lanes(module.kernel) == []
