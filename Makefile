@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix matrix sanitize fuzz mutants lock always
+.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix matrix ptx sanitize fuzz mutants lock always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,7 +26,7 @@ help: ## list the targets
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with (3.10 or newer); TESTS=tests/test_x.py the tests"
 
 # compiled kernels are kept between runs; Triton finds one again only for the same source, target and compiler
-test test-quick compile-matrix: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
+test test-quick compile-matrix ptx: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)/triton-cache
 # and so is the C++ backend, which is compiled first
 test test-quick demo bench docs: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
 
@@ -44,7 +44,7 @@ lint: $(FILES) ## linter and type checker
 	$(BIN)/ruff format --check -q .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/tests
 	@cp -Rp ulsam_fused benchmarks examples tools $(TYPED)/ && cp -Rp kernels $(TYPED)/ulsam_fused/
-	@cp -Rp tests/__init__.py tests/helpers $(TYPED)/tests/
+	@cp -Rp tests/__init__.py tests/helpers tests/ptx $(TYPED)/tests/
 	cd $(TYPED) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache"
 
 demo: $(FILES) ## what this machine has, fused against reference, a short benchmark, attention maps of a picture
@@ -73,6 +73,24 @@ compile-matrix: $(FILES) ## compile every launch configuration within budget, an
 PAIRS ?= python3.10:2.10.0 python3.11:2.11.0 python3.12:2.12.1 python3.13:2.14.1 python3.14:2.15.0
 matrix: $(FILES) ## the quick tests with other Pythons and PyTorches, PAIRS="python3.12:2.14.1 ..."; writes docs/support.md (hours, 5 GB)
 	$(BIN)/python -m tools.matrix $(PAIRS)
+
+# Resumable: what has passed is not run again unless a kernel, a test or the emulator has changed.
+PTX_PARTS := tests/ptx/emulated/faults.py tests/ptx/emulated/small.py tests/ptx/emulated/published.py \
+  tests/ptx/emulated/fuzz.py tests/kernels/gpu/test_forward.py tests/kernels/gpu/test_backward.py \
+  tests/kernels/gpu/test_norm_forward.py tests/kernels/gpu/test_norm_backward.py tests/kernels/gpu/test_memory.py \
+  tests/kernels/gpu/test_wide.py tests/kernels/test_folded.py tests/kernels/test_general_form.py
+ptx: $(FILES) ## execute compiled kernels on the CPU: all their tests, on three architectures and Triton 3.6, 3.7.1 and 3.9 (hours)
+	mkdir -p $(VENV)/ptx
+	key=$$(find kernels tests/kernels tests/helpers tests/ptx -name '*.py' | sort | xargs cat | sha256sum | cut -c1-16); \
+	for version in 3.6.0 3.7.1 3.9.0; do \
+	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version || exit 1; \
+	  for arch in 80 90 100; do for part in $(PTX_PARTS); do \
+	    done=$(VENV)/ptx/$$key-$$version-$$arch-$$(basename $$part); \
+	    test -e $$done && continue; \
+	    PYTHONPATH=$(VENV)/triton-$$version PTX_ARCH=$$arch $(BIN)/python -m pytest -q -p tests.ptx.plugin $$part && \
+	    touch $$done || exit 1; \
+	  done; done; \
+	done
 
 # PyTorch itself is not instrumented: what it leaks, and how its threads wait for each other, is left out
 sanitize: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/sanitized

@@ -47,6 +47,7 @@ NORM_FORWARD = [
     NormForward("norm_forward", "float16", False, (32, 28, 28), False),
     NormForward("norm_forward", "float32", True, (32, 28, 28), True),
     NormForward("norm_forward", "float16", True, (8, 14, 14), False),
+    NormForward("norm_forward", "float32", False, (128, 14, 14), False),  # 4 divides H*W, and 16 does not
     NormForward("folded", "float16", False, (128, 14, 14), False),
     NormForward("folded", "float32", True, (32, 28, 28), True),
 ]

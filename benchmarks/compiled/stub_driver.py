@@ -5,6 +5,7 @@ launch needs (`activate`).
 """
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -87,12 +88,12 @@ def phases(constants: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def compile_only(
-    arch: int | str, *, machine_code: bool = True, of: frozenset[str] | None = None
+    arch: int | str, *, until: str | None = None, of: frozenset[str] | None = None
 ) -> Iterator[list[Compiled]]:
     """Launches inside compile for this architecture and run nothing; their kernels come into the yielded list.
 
-    Without machine_code, compiling ends with PTX. With `of`, only launches of these phases compile. A process compiles
-    for one kind of GPU: plans are kept.
+    With `until`, compiling ends with this stage: "ptx", or "ttir", which is all that Triton itself can refuse. With
+    `of`, only launches of these phases compile. A process compiles for one kind of GPU: plans are kept.
     """
     triton.runtime.driver.set_active(Driver(arch))
     compiled: list[Compiled] = []
@@ -104,7 +105,7 @@ def compile_only(
             compiled.append(Compiled(original(kernel, *args, grid=grid, warmup=True, **constants), constants))
 
     triton.JITFunction.run = run
-    knobs.runtime.add_stages_inspection_hook = None if machine_code else _until_ptx
+    knobs.runtime.add_stages_inspection_hook = None if until is None else functools.partial(_ends_with, until)
     try:
         yield compiled
     finally:
@@ -112,9 +113,16 @@ def compile_only(
         knobs.runtime.add_stages_inspection_hook = None
 
 
-def _until_ptx(*of_the_compiler: Any) -> tuple[str, str]:
+def _ends_with(stage: str, *of_the_compiler: Any) -> tuple[str, str]:
     """Triton's hook into its stages. Without arguments it says by which key such kernels are kept."""
+
+    def nothing(source: object, metadata: dict[str, Any]) -> bytes:
+        metadata.setdefault("name", stage)
+        metadata.setdefault("shared", 0)
+        return b""
+
     if of_the_compiler:
         _, stages, *_ = of_the_compiler
-        stages["cubin"] = lambda ptx, metadata: b""
-    return "until PTX", "until PTX"
+        names = list(stages)
+        stages.update(dict.fromkeys(names[names.index(stage) + 1 :], nothing))
+    return f"until {stage}", f"until {stage}"

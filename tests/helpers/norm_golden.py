@@ -209,6 +209,8 @@ def run_norm_backward(module: ModuleType, case: NormCase, **launch: Any) -> dict
         if t is not None:
             promised = torch.empty_like(t) if name == "dx" else t.contiguous()
             assert (gradient.shape, gradient.stride(), gradient.dtype) == (t.shape, promised.stride(), t.dtype), name
+    places = [t.untyped_storage().data_ptr() for t in gradients if t is not None]
+    assert len(set(places)) == len(places), "gradients must not share memory"
     return dict(zip(GRADIENTS, gradients, strict=True))
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .column_runs import join_columns, maxima3, split_columns, with_neighbours
-from .primitives import aligned, clamp, load_channel, load_signed, maximum, relu, sign_of, widen
+from .primitives import aligned, clamp, load_channel, load_signed, maximum, product, relu, sign_of, widen
 from .softmax import combine, finite
 
 
@@ -82,7 +82,7 @@ def strip_logits(
             else:
                 weight = (v * tl.abs(scale))[:, None]
                 if shift_ptr is not None:
-                    constant += tl.sum(v * load_channel(shift_ptr, o_c, G, dtype), 0)
+                    constant += tl.sum(product(v, load_channel(shift_ptr, o_c, G, dtype)), 0)
             m_c = (o_c < G)[:, None]
             o_xc = widen(o_c, WIDE)[:, None] * stride_c
             o_x = o_xc + o_col

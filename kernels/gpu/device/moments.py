@@ -14,7 +14,7 @@ of equal numbers is exactly 0. Each lane is a part of its own and sees its numbe
 import triton
 import triton.language as tl
 
-from .primitives import aligned, aligned_strides, pixel_offset, widen
+from .primitives import aligned, aligned_strides, pixel_offset, product, widen
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def together(count, mean, m2):
     """(count, mean, M2) of all parts along axis 1; 0 where a part is empty."""
     n = tl.sum(count, 1)
     mean_0 = tl.sum(tl.where(tl.arange(0, mean.shape[1])[None, :] == 0, mean, 0.0), 1)
-    mean_all = mean_0 + tl.sum(count * (mean - mean_0[:, None]), 1) / n
+    mean_all = mean_0 + tl.sum(product(count, mean - mean_0[:, None]), 1) / n
     d = mean - mean_all[:, None]
     return n, mean_all, tl.sum(m2 + count * (d * d), 1)
 

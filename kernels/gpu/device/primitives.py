@@ -68,7 +68,13 @@ def pixel_offset(p, W, strides, FLAT: tl.constexpr):
 @triton.jit
 def widen(o, WIDE: tl.constexpr):
     """Indices as int64 where a slab reaches past 2^31 elements."""
-    return o.to(tl.int64) if WIDE else o
+    return tl.cast(o, tl.int64) if WIDE else o  # a size of 1 is an int, which has no `to`
+
+
+@triton.jit
+def product(a, b):
+    """a * b, rounded. A sum over lanes would fuse a bare product, each lane its own, and lanes would differ."""
+    return tl.fma(a, b, tl.zeros_like(a))
 
 
 @triton.jit

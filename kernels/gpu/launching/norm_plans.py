@@ -108,7 +108,10 @@ def norm_forward_plan(
     y = torch.empty_like(x, dtype=options.out_dtype)
     if config is None:
         config = configs.norm_forward_config((n, c, h, w), g, dtype.itemsize, is_channels_last(x), num_sms(device))
-    geometry = geometry_of(g, config, x, y, chunk=None if config.split else h * w)
+    # a slab is one chunk, in whole tiles: of H*W alone the compiler would not know the alignment
+    geometry = geometry_of(
+        g, config, x, y, chunk=None if config.split else cdiv(h * w, config.block_p) * config.block_p
+    )
     group, slabs, strips = geometry.group, geometry.slabs, geometry.strips
     access = geometry.access(x, y)
     block_m, block_parts = configs.combine_blocks(group, config.num_warps)

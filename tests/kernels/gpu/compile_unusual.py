@@ -13,7 +13,7 @@ from ulsam_fused.kernels.contract import Exchange, FixedNorm, Inputs, NormInputs
 from ulsam_fused.kernels.gpu import backend as launcher
 from ulsam_fused.kernels.gpu import norm_backend as norm_launcher
 from ulsam_fused.kernels.gpu.launching import config as configs
-from ulsam_fused.kernels.gpu.launching.geometry import is_channels_last
+from ulsam_fused.kernels.gpu.launching.geometry import is_channels_last, is_wide
 
 from benchmarks.compiled.stub_driver import compile_only
 
@@ -87,9 +87,37 @@ def call_folded(x: Tensor, g: int, split: bool, *, dw: bool, norm1: bool, beta: 
     )  # fmt: skip
 
 
+FAR = 2**30 + 8
+WIDE = [  # shape and strides where offsets need int64; each axis is 1 in some, and alone not 1 in others
+    ((1, 3, 4, 5), (0, FAR, 5, 1)),
+    ((2, 1, 4, 5), (8, 1, FAR, 1)),
+    ((2, 3, 1, 5), (4 * FAR, FAR, 5, 1)),
+    ((2, 3, 4, 1), (4 * FAR, FAR, 1, 1)),
+    ((1, 1, 1, 3), (1, 1, 1, FAR)),
+    ((1, 1, 3, 1), (1, 1, FAR, 1)),
+    ((1, 3, 1, 1), (1, FAR, 1, 1)),
+    ((1, 3, 2, 2), (1, 1, 2 * FAR, FAR)),
+]
+
+
+def sizes_of_1() -> None:
+    """Every launcher with every size 1, wide and not, in turn with every tensor and with as few as can be."""
+    for i, (shape, strides) in enumerate(WIDE):
+        wide = torch.empty_strided(shape, strides, dtype=torch.float16, device="meta")
+        assert is_wide(wide)
+        for x, all_tensors in ((wide, i % 2 == 1), (meta(*shape), i % 2 == 0))[: 1 + (shape.count(1) == 3)]:
+            split = not all_tensors
+            norms = {"batch1": True, "batch2": all_tensors, "beta": all_tensors}
+            call(x, 1, split, biases=all_tensors, maps=all_tensors, dy=x)
+            call_norm(x, 1, split, **norms, dy=x)
+            call_norm_forward(x, 1, split, **norms)
+            call_folded(x, 1, split, dw=True, norm1=all_tensors, beta=all_tensors)
+            norm_launcher.moments(x)
+
+
 def main() -> None:
-    with compile_only(90, machine_code=False) as compiled:
-        sizes = [(1, 1, 1, 1, 1), (2, 3, 1, 5, 3), (1, 2, 5, 1, 1), (2, 4, 9, 6, 2)]
+    with compile_only(90, until="ptx") as compiled:
+        sizes = [(1, 1, 1, 1, 1), (2, 4, 9, 6, 2)]
         for (n, c, h, w, g), split in itertools.product(sizes, (False, True)):
             x = meta(n, c, h, w)
             call(x, g, split, biases=split, maps=not split, dy=x)
@@ -121,7 +149,9 @@ def main() -> None:
         call_folded(meta(2, 3, 1, 1), 3, False, dw=True, norm1=True, beta=False)
         call_folded(x, 2, True, dw=False, norm1=True, beta=True)
         call_folded(x.double(), 2, False, dw=True, norm1=False, beta=True)
-    print(f"{len(compiled)} launches compiled")
+    with compile_only(90, until="ttir") as translated:
+        sizes_of_1()
+    print(f"{len(compiled)} launches compiled, {len(translated)} translated")
 
 
 if __name__ == "__main__":

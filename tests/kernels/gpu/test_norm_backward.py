@@ -120,9 +120,9 @@ def test_chosen_configuration(batch: int, device: str) -> None:
 
 
 @NORMS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_types(dtype: torch.dtype, batch1: bool, batch2: bool, device: str) -> None:
-    """In channels_last; other tests have each type in NCHW."""
+    """In channels_last; other tests have each type in NCHW, and `tests/ptx/emulated/shipped.py` float16."""
     case = make_norm_case((2, 6, 4, 3), 2, dtype, device, batch1=batch1, batch2=batch2, channels_last=True)
     backward(case, split(3))
 
