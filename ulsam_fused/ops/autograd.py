@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import reference
 from ..kernels.contract import Inputs, NormInputs, Options
-from . import registration
+from . import registration, tracing
 from .routes import Route
 
 
@@ -33,7 +33,7 @@ class SubspaceAttention(torch.autograd.Function):
         inputs = Inputs(*tensors)
         y, attention, z, lse = registration.forward(inputs, options, route)
         ctx.save_for_backward(*inputs, z, lse)
-        ctx.options = options
+        ctx.options, ctx.way = options, route.way
         ctx.set_materialize_grads(False)
         if attention is not None and not options.need_attention:
             ctx.mark_non_differentiable(attention)
@@ -49,13 +49,15 @@ class SubspaceAttention(torch.autograd.Function):
         gradients: Sequence[Tensor | None] = (None,) * len(inputs)
         if dy is None and d_attention is None:
             pass
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            outputs = reference.general_form(
-                *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype
-            )
+        elif (way := tracing.way_back(ctx.way, dy, d_attention)) == "reference":
+            with torch.enable_grad():
+                outputs = reference.general_form(
+                    *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z,
+                    out_dtype=options.out_dtype,
+                )  # fmt: skip
             gradients = derivatives(outputs, (dy, d_attention), inputs, needed)
         else:
-            gradients = registration.backward(dy, d_attention, inputs, z, lse, options)
+            gradients = registration.backward(dy, d_attention, inputs, z, lse, options, way)
         return None, None, *only_needed(gradients, needed)
 
 
@@ -70,12 +72,16 @@ def derivatives(
     inputs: Inputs | NormInputs,
     needed: Sequence[bool],  # one for each input
 ) -> list[Tensor | None]:
-    """The gradients of the outputs in each of the inputs that needs one, with a graph of their own."""
+    """The gradients of the outputs in each of the inputs that needs one; where grad mode is on with their own graph."""
     pairs = [(out, grad) for out, grad in zip(outputs, arriving, strict=True) if grad is not None]
     leaves = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
     gradients = iter(
         torch.autograd.grad(
-            [out for out, _ in pairs], leaves, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs],
+            leaves,
+            [grad for _, grad in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
         )
     )
     return [next(gradients) if need else None for need in needed]

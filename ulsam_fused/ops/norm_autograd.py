@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..kernels.batch_norm import update_running
 from ..kernels.contract import Exchange, InputStatistics, LogitStatistics, NormInputs, NormSaved, Options
-from . import registration
+from . import registration, tracing
 from .autograd import derivatives, only_needed
 from .routes import Route, any_requires_grad
 
@@ -65,7 +65,7 @@ class NormalizedSubspaceAttention(torch.autograd.Function):
         y, attention, z, lse, first, second = registration.norm_forward(inputs, options, exchange, route)
         ctx.save_for_backward(*inputs, z, lse, first, second)
         ctx.cancelled = [None if t is None else (t.shape, t.dtype) for t in (dw_bias, pw_bias)]
-        ctx.options, ctx.group = options, exchange.group
+        ctx.options, ctx.group, ctx.way = options, exchange.group, route.way
         ctx.set_materialize_grads(False)
         if options.need_attention or attention is None:
             ctx.mark_non_differentiable(first, second)
@@ -84,19 +84,20 @@ class NormalizedSubspaceAttention(torch.autograd.Function):
         gradients: Sequence[Tensor | None] = (None,) * len(inputs)
         if dy is None and d_attention is None and ctx.group is None:
             zeros = [None, None]
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        elif (way := tracing.way_back(ctx.way, dy, d_attention)) == "reference":
             if ctx.group is not None:
                 raise RuntimeError("a second derivative through statistics that are synchronised between processes")
             x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
-            outputs = reference.batch_norm_form(
-                x, dw, beta1 if gamma1 is None else None, _literal(gamma1, beta1, options.eps1),
-                pw, beta2 if gamma2 is None else None, _literal(gamma2, beta2, options.eps2),
-                options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype,
-            )  # fmt: skip
+            with torch.enable_grad():
+                outputs = reference.batch_norm_form(
+                    x, dw, beta1 if gamma1 is None else None, _literal(gamma1, beta1, options.eps1),
+                    pw, beta2 if gamma2 is None else None, _literal(gamma2, beta2, options.eps2),
+                    options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype,
+                )  # fmt: skip
             gradients = derivatives(outputs, (dy, d_attention), inputs, needed)
         else:
             saved = NormSaved(z, lse, first, second)
-            gradients = registration.norm_backward(dy, d_attention, inputs, saved, options, ctx.group)
+            gradients = registration.norm_backward(dy, d_attention, inputs, saved, options, ctx.group, way)
         return None, None, None, *zeros, *only_needed(gradients, needed)
 
 

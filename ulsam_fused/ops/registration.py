@@ -26,8 +26,9 @@ from ..kernels.contract import (
     NormSaved,
     Options,
 )
-from . import tracing
+from . import values
 from .routes import Route
+from .tracing import Way
 
 
 def forward(inputs: Inputs, options: Options, route: Route) -> Forward:
@@ -38,10 +39,10 @@ def forward(inputs: Inputs, options: Options, route: Route) -> Forward:
 
 
 def backward(
-    dy: Tensor | None, d_attention: Tensor | None, inputs: Inputs, z: Tensor, lse: Tensor, options: Options
+    dy: Tensor | None, d_attention: Tensor | None, inputs: Inputs, z: Tensor, lse: Tensor, options: Options, way: Way
 ) -> Gradients:
-    """Its gradients. The way is decided anew: what looks on now need not have looked on in the forward."""
-    if tracing.needs_op(inputs.x):
+    """Its gradients, on the way that `tracing.way_back` gives."""
+    if way == "operator":
         op = torch.ops.ulsam_fused.backward.default
         return Gradients(*op(dy, d_attention, *inputs, z, lse, *options))
     return backends.door(options.backend, inputs.x.device).backward(dy, d_attention, inputs, z, lse, options)
@@ -61,11 +62,14 @@ def norm_backward(
     saved: NormSaved,
     options: Options,
     group: Group | None,
+    way: Way,
 ) -> NormGradients:
-    """Its gradients; the way is decided anew, as in `backward`."""
-    if group is None and tracing.needs_op(inputs.x):
-        op = torch.ops.ulsam_fused.norm_backward.default
-        return NormGradients(*op(dy, d_attention, *inputs, *saved, *options))
+    """Its gradients, on the way that `tracing.way_back` gives. Only a backend itself knows other processes."""
+    if way == "operator":
+        if group is None:
+            op = torch.ops.ulsam_fused.norm_backward.default
+            return NormGradients(*op(dy, d_attention, *inputs, *saved, *options))
+        dy, d_attention = values.in_memory(dy), values.in_memory(d_attention)
     door = _norm_door(options.backend, inputs.x)
     return door.norm_backward(dy, d_attention, inputs, saved, options, group)
 

@@ -39,10 +39,13 @@ class Launch:
 
     def __call__(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
         """On the current stream of the current device, which is the tensors'; always the same for one launch."""
+        key = tuple([
+            None if t is None else t.dtype if (address := t.data_ptr()) and not address & 15 else _unaligned(t)
+            for t in tensors
+        ])  # fmt: skip
         if not keep or _watched():
             self._bound(tensors, floats)
             return
-        key = tuple([None if t is None else (t.dtype,) if t.data_ptr() & 15 else t.dtype for t in tensors])
         run = self._kept.get(key)
         if run is not None:
             run(*tensors, *floats, *self._arguments)
@@ -54,6 +57,14 @@ class Launch:
 
     def _bound(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...]) -> Any:
         return self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
+
+
+def _unaligned(t: Tensor) -> Any:
+    if t.data_ptr():
+        return (t.dtype,)
+    if t.numel():
+        raise RuntimeError(f"a tensor of shape {list(t.shape)} has no memory; was its storage freed?")
+    return t.dtype
 
 
 def _watched() -> bool:

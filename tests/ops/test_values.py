@@ -1,0 +1,153 @@
+"""Tensors whose value is more than their memory: the right value or a clear error, in every backend and form."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+import ulsam_fused as uf
+from tests.helpers import backends as serving
+from tests.helpers.authors import pair
+
+X, DY, DA = torch.randn(2, 4, 3, 4), torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
+
+
+class Sees(Tensor):
+    """A subclass that sees functions."""
+
+
+class Wraps(Tensor):
+    """A subclass around another tensor; it has no memory of its own, and unwraps itself for operators."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Wraps":
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)  # type: ignore[attr-defined]
+        made.inner = inner
+        return made  # type: ignore[no-any-return]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
+        tree_map = torch.utils._pytree.tree_map_only
+        return function(*tree_map(Wraps, lambda t: t.inner, arguments), **tree_map(Wraps, lambda t: t.inner, options))
+
+
+def negative(t: Tensor) -> Tensor:
+    """t, in memory that holds -t."""
+    found = torch.complex(torch.zeros_like(t), -t).conj().imag
+    assert found.is_neg()
+    return found
+
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "negative": negative,
+    "negative and dense": lambda t: torch._neg_view(-t),  # type: ignore[attr-defined]
+    "sees functions": lambda t: t.as_subclass(Sees),
+    "wraps": Wraps,
+}
+
+
+@pytest.fixture(params=serving.FUSED)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def general(backend: str, tensors: list[Tensor], dy: Tensor, d_attention: Tensor) -> list[Tensor]:
+    x, w, v, s, b = (t.detach().requires_grad_() for t in tensors)
+    y, attention = uf.subspace_attention(x, w, v, 2, s, b, activation="relu", return_attention=True, backend=backend)
+    return [y, attention, *torch.autograd.grad([y, attention], [x, w, v, s, b], [dy, d_attention])]
+
+
+def test_general_form(backend: str, device: str) -> None:
+    """Bit for bit what plain tensors give, y, A and every gradient."""
+    tensors = [t.to(device) for t in (X, torch.randn(4), torch.randn(4), torch.randn(4), torch.randn(2), DY, DA)]
+    expected = general(backend, tensors[:5], *tensors[5:])
+    each = [{i} for i in range(len(tensors))]
+    if backend == "triton":  # whose interpreter is slow; the routes are decided alike
+        each = [{0, 1, 2, 3, 4}, {5, 6}]
+    for name, kind in KINDS.items():
+        for chosen in each:
+            of_this_kind = [kind(t) if i in chosen else t for i, t in enumerate(tensors)]
+            found = general(backend, of_this_kind[:5], *of_this_kind[5:])
+            for ours, theirs in zip(found, expected, strict=True):
+                assert torch.equal(ours, theirs), (name, chosen)
+
+
+def step(layer: nn.Module, x: Tensor, dy: Tensor, gradients: bool) -> list[Tensor | None]:
+    """y - x, gradients, A and buffers."""
+    if not gradients:
+        with torch.no_grad():
+            return [layer(x) - x, layer.attention(x), *layer.buffers()]  # type: ignore[operator]
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    found = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+    return [y - x, *found, layer.attention(x), *layer.buffers()]  # type: ignore[operator]
+
+
+def replaced(layer: nn.Module, names: list[str], kind: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the layer with these tensors of this kind."""
+    layer = copy.deepcopy(layer)
+    for name in names:
+        holder, _, last = name.rpartition(".")
+        owner = layer.get_submodule(holder)
+        t = getattr(owner, last)
+        if last in owner._buffers:
+            owner._buffers[last] = kind(t)
+        else:
+            owner._parameters[last] = nn.Parameter(kind(t.detach()))
+    return layer
+
+
+def test_form_with_norms(backend: str, device: str) -> None:
+    """x, dy and each tensor of a layer in turn; training, folded inside the backend, and folded for gradients."""
+    layer = pair(4, 2, backend=backend, device=device)[1]
+    x, dy = X.double().to(device), DY.double().to(device)
+    names = [name for name, _ in layer.named_parameters()]
+    names += [name for name, t in layer.named_buffers() if t.is_floating_point()]
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "negative": KINDS["negative and dense"],
+        "strided": lambda t: torch.stack([t, t], 1)[:, 0],
+    }
+    modes = ((True, True), (True, False), (False, True), (False, False))
+    for training, gradients in modes[::3] if backend == "triton" else modes:
+        layer.train(training)
+        expected = step(copy.deepcopy(layer), x, dy, gradients)
+        runs = {("x", "negative"): step(copy.deepcopy(layer), negative(x), dy, gradients)}
+        if gradients:
+            runs["dy", "negative"] = step(copy.deepcopy(layer), x, negative(dy), gradients)
+        for chosen in [names] if backend == "triton" else [[name] for name in names]:
+            for kind, make in kinds.items():
+                runs[str(chosen), kind] = step(replaced(layer, chosen, make), x, dy, gradients)
+        for run, found in runs.items():
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14, msg=f"{run} {training} {gradients}")
+
+
+@pytest.mark.parametrize("backend", serving.ALL)
+def test_clear_errors(backend: str, device: str) -> None:
+    """What has no dense value says so, before anything is launched."""
+    x, w = X.to(device), torch.randn(4, device=device)
+    nested = torch.nested.as_nested_tensor([x, x], layout=torch.jagged)
+    bad: list[tuple[tuple[Tensor, Tensor], str]] = [
+        ((x.to_sparse(), w), "x must be a dense tensor, got layout torch.sparse_coo"),
+        ((nested, w), "x must be a dense tensor, got layout torch.jagged"),
+        ((x, w.to_sparse()), "dw_weight must be a dense tensor, got layout torch.sparse_coo"),
+        ((x[:, :1].expand(-1, 6, -1, -1), w), r"x must have 4 channels, as the weights have, got \[2, 6, 3, 4\]"),
+    ]
+    if device == "cpu":
+        bad.append(((x.to_mkldnn(), w), "x must be a dense tensor, got layout torch._mkldnn"))
+    for (x_like, w_like), message in bad:
+        with pytest.raises((TypeError, ValueError), match=message):
+            uf.subspace_attention(x_like, w_like, w, 2, backend=backend)
+    with pytest.raises(TypeError, match="x must be a dense tensor, got a nested one"):
+        uf.subspace_attention(torch.nested.as_nested_tensor([x[0], x[1]]), w, w, 2, backend=backend)
+    fake = FakeTensorMode().from_tensor(w)
+    with pytest.raises(Exception, match="convert all Tensors to FakeTensors"):
+        uf.subspace_attention(x, fake, w, 2, backend=backend)
