@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -27,6 +28,7 @@ _FOLDERS = {
 
 _environment = os.environ.get(ENVIRONMENT) or "auto"  # read once, when the package is imported
 _chosen = "auto"
+_profiling: Callable[[], bool] = getattr(torch.autograd, "_profiler_enabled", lambda: False)
 _doors: dict[tuple[str, torch.device], Backend] = {}
 _norm_doors: dict[tuple[str, torch.device], NormBackend] = {}
 
@@ -106,7 +108,7 @@ def door(backend: str, device: torch.device) -> Backend:
     found = _doors.get(key)
     if found is None:
         found = _doors[key] = cast(Backend, importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.backend"))
-    return found
+    return cast(Backend, _Recorded(found, resolve(backend, device))) if _profiling() else found
 
 
 def norm_door(backend: str, device: torch.device) -> NormBackend:
@@ -116,7 +118,21 @@ def norm_door(backend: str, device: torch.device) -> NormBackend:
     if found is None:
         module = importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.norm_backend")
         found = _norm_doors[key] = cast(NormBackend, module)
-    return found
+    return cast(NormBackend, _Recorded(found, resolve(backend, device))) if _profiling() else found
+
+
+class _Recorded:
+    """A door whose calls are ranges in a profiler: `ulsam_fused::cpp::forward` and so on."""
+
+    def __init__(self, door: object, name: str) -> None:
+        self._door, self._name = door, name
+
+    def __getattr__(self, function: str) -> Callable[..., object]:
+        def recorded(*arguments: object, **options: object) -> object:
+            with torch.profiler.record_function(f"ulsam_fused::{self._name}::{function}"):
+                return getattr(self._door, function)(*arguments, **options)
+
+        return recorded
 
 
 def why_not(backend: str, device: torch.device) -> str | None:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import backends, state_dict
 from .distributed import SharesBatch, group_of
@@ -11,10 +12,11 @@ from .functional import subspace_attention
 from .ops import checks
 from .ops.module_tensors import convolution_tensors, norms_of
 from .ops.norm_attention import layer_route, norm_attention
+from .ops.one_call import OneCall
 from .ops.routes import Route, general_route
 
 
-class ULSAM(SharesBatch, nn.Module):
+class ULSAM(SharesBatch, OneCall, nn.Module):
     """Ultra-lightweight subspace attention module (ULSAM), fused; shape in, same shape out.
 
     By default the form of the paper: 2 * channels parameters and 2 * channels * H * W multiply-accumulates, whatever
@@ -123,6 +125,8 @@ class ULSAM(SharesBatch, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, C, H, W]."""
+        if isinstance(x, Proxy):
+            return self.traced(x)  # type: ignore[no-any-return]
         if self.norm is not None:
             return self._norm_attention(x, out_dtype=self.out_dtype)[0]
         dw_weight, dw_bias, pw_weight, pw_bias = convolution_tensors(self)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import flops
 from . import values
 
 Way = Literal["reference", "operator", "direct"]
@@ -41,7 +42,7 @@ def way_back(way: Way, *arriving: Tensor | None) -> Way:
         return "operator"
     if torch.is_grad_enabled() or transformed():
         return "reference"
-    return "operator" if way == "operator" or _watched(arriving, accepted=False) else "direct"
+    return "operator" if _watched(arriving, accepted=False) or way == "operator" else "direct"
 
 
 def needs_op(tensors: Sequence[Tensor | None], accepted: bool = False) -> bool:
@@ -56,6 +57,7 @@ def transformed() -> bool:
 
 def _watched(tensors: Sequence[Tensor | None], accepted: bool) -> bool:
     if _mode_depth() > 0:
+        flops.teach()
         return True
     if not accepted:
         return any(map(values.unusual, tensors))
