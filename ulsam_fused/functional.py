@@ -99,8 +99,9 @@ def subspace_attention(
     accepted = checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
     if not accepted:
         if has_torch_function(inputs):
-            return handle_torch_function(  # type: ignore[no-any-return]
-                subspace_attention, inputs, x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias,
+            return handle_torch_function(
+                subspace_attention, inputs,  # type: ignore[arg-type]
+                x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias,
                 activation=activation, return_attention=return_attention, out_dtype=out_dtype, backend=backend,
             )  # fmt: skip
         x, parameters, _ = values.settled(x, [dw_weight, dw_bias, pw_weight, pw_bias], [])

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from . import backends, state_dict
 from .distributed import SharesBatch, group_of
@@ -12,7 +11,7 @@ from .functional import subspace_attention
 from .ops import checks
 from .ops.module_tensors import convolution_tensors, norms_of
 from .ops.norm_attention import layer_route, norm_attention
-from .ops.one_call import OneCall
+from .ops.one_call import OneCall, Placeholder
 from .ops.routes import Route, general_route
 
 
@@ -125,8 +124,8 @@ class ULSAM(SharesBatch, OneCall, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, C, H, W]."""
-        if isinstance(x, Proxy):
-            return self.traced(x)  # type: ignore[no-any-return]
+        if isinstance(x, Placeholder):
+            return self.traced(x)
         if self.norm is not None:
             return self._norm_attention(x, out_dtype=self.out_dtype)[0]
         dw_weight, dw_bias, pw_weight, pw_bias = convolution_tensors(self)

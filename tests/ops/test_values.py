@@ -131,6 +131,23 @@ def test_form_with_norms(backend: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("backend", serving.ALL)
+def test_zeros_without_memory(backend: str, device: str) -> None:
+    """As x; as a gradient; as a weight, which the Triton kernels refuse."""
+    zero = torch._efficientzerotensor(X.shape, device=device)
+    x, w = X.to(device).requires_grad_(), torch.randn(4, device=device)
+    y = uf.subspace_attention(x, w, w, 2, backend=backend)
+    assert torch.equal(torch.autograd.grad(y, x, zero)[0], torch.zeros_like(X, device=device))
+    calls = [(zero, w, w), (X.to(device), torch._efficientzerotensor(4, device=device), w)]
+    for call in calls:
+        if backend == "triton":
+            with pytest.raises(RuntimeError, match="has no memory"):
+                uf.subspace_attention(*call, 2, backend=backend)
+        else:
+            expected = uf.subspace_attention(*(t.clone() for t in call), 2, backend=backend)
+            assert torch.equal(uf.subspace_attention(*call, 2, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", serving.ALL)
 def test_clear_errors(backend: str, device: str) -> None:
     """What has no dense value says so, before anything is launched."""
     x, w = X.to(device), torch.randn(4, device=device)

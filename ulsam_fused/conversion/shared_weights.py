@@ -10,13 +10,12 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from .. import backends
 from ..distributed import SharesBatch, group_of
 from ..ops import checks
 from ..ops.norm_attention import authors_dtype, layer_route, norm_attention
-from ..ops.one_call import OneCall
+from ..ops.one_call import OneCall, Placeholder
 from ..ops.routes import Route
 from .pattern import Layers, Names, layers_at
 
@@ -97,8 +96,8 @@ class SharedULSAM(SharesBatch, OneCall, _Shared):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, g * G, H, W]."""
-        if isinstance(x, Proxy):
-            return self.traced(x)  # type: ignore[no-any-return]
+        if isinstance(x, Placeholder):
+            return self.traced(x)
         return self._attention(x, out_dtype=authors_dtype(x))[0]
 
     def attention(self, x: Tensor) -> Tensor:

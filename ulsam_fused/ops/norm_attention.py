@@ -71,7 +71,7 @@ def norm_attention(
     running2 = _running(pw_norm, pw_bias, mean2, var2) if update and pw_norm.training else None
 
     if route.way == "reference":
-        found = reference.batch_norm_form(
+        literal = reference.batch_norm_form(
             x, dw_weight, dw_bias, _literal(dw_norm.eps, gamma1, beta1, mean1, var1, dw_batch, running1),
             pw_weight, pw_bias, _literal(pw_norm.eps, gamma2, beta2, mean2, var2, pw_batch, running2),
             num_splits, relu_u=relu, relu_z=relu, pool_input=pool_input, out_dtype=out_dtype,
@@ -79,7 +79,7 @@ def norm_attention(
         if not accepted:
             _keep(dw_norm, running1)
             _keep(pw_norm, running2)
-        return found
+        return literal
     if pool_input and running1 is not None and (x.shape[0] > 0 or group is not None):
         mean, var, count = registration.moments(x.detach(), group, route)
         batch_norm.update_running(running1, mean, var, count, dw_weight.detach())

@@ -2,21 +2,25 @@
 
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Proxy
+
+Placeholder: Any = Proxy
+"""What torch.fx gives in place of a tensor, where a type checker need not know of it."""
 
 
 class OneCall:
-    """For layers; their `forward` asks `isinstance(x, Proxy)` first."""
+    """For layers; their `forward` asks `isinstance(x, Placeholder)` first."""
 
     @property
     def itself(self) -> "OneCall":
         """The layer, by a name that a torch.fx graph of the layer alone can call."""
         return self
 
-    def traced(self, x: Proxy) -> Any:
-        """torch.fx gives a placeholder for x; to its graph the layer is a leaf, whatever tracer makes it."""
-        tracer: Any = x.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self) or "itself", (x,), {})
+    def traced(self, x: Any) -> Tensor:
+        """The placeholder of y: to a graph the layer is a leaf, whatever tracer makes it."""
+        path = x.tracer.path_of_module(self) or "itself"
+        return x.tracer.create_proxy("call_module", path, (x,), {})  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> None:
         raise TypeError(

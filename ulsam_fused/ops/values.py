@@ -70,7 +70,7 @@ def _settled(t: Any) -> Any:
 
 def contiguous(t: Tensor | None) -> Tensor | None:
     """A settled running statistic as kernels write it."""
-    return t.contiguous() if type(t) in PLAIN else t
+    return t if t is None or type(t) not in PLAIN else t.contiguous()
 
 
 def _autocast_casts(x: Tensor, convolutions: list[Tensor | None], norms: list[Tensor | None]) -> bool:
