@@ -119,7 +119,9 @@ def test_form_with_norms(backend: str, device: str) -> None:
     for training, gradients in modes[::3] if backend == "triton" else modes:
         layer.train(training)
         expected = step(copy.deepcopy(layer), x, dy, gradients)
-        runs = {("x", "negative"): step(copy.deepcopy(layer), negative(x), dy, gradients)}
+        runs = {
+            ("x", kind): step(copy.deepcopy(layer), KINDS[kind](x), dy, gradients) for kind in ("negative", "wraps")
+        }
         if gradients:
             runs["dy", "negative"] = step(copy.deepcopy(layer), x, negative(dy), gradients)
         for chosen in [names] if backend == "triton" else [[name] for name in names]:
