@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from torch.autograd import profiler
 
 from .kernels.contract import Backend, NormBackend
 
@@ -28,7 +29,6 @@ _FOLDERS = {
 
 _environment = os.environ.get(ENVIRONMENT) or "auto"  # read once, when the package is imported
 _chosen = "auto"
-_profiling: Callable[[], bool] = getattr(torch.autograd, "_profiler_enabled", lambda: False)
 _doors: dict[tuple[str, torch.device], Backend] = {}
 _norm_doors: dict[tuple[str, torch.device], NormBackend] = {}
 
@@ -108,7 +108,7 @@ def door(backend: str, device: torch.device) -> Backend:
     found = _doors.get(key)
     if found is None:
         found = _doors[key] = cast(Backend, importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.backend"))
-    return cast(Backend, _Recorded(found, resolve(backend, device))) if _profiling() else found
+    return cast(Backend, _Recorded(found, resolve(backend, device))) if profiler._is_profiler_enabled else found
 
 
 def norm_door(backend: str, device: torch.device) -> NormBackend:
@@ -118,7 +118,7 @@ def norm_door(backend: str, device: torch.device) -> NormBackend:
     if found is None:
         module = importlib.import_module(f"{_FOLDERS[resolve(backend, device)]}.norm_backend")
         found = _norm_doors[key] = cast(NormBackend, module)
-    return cast(NormBackend, _Recorded(found, resolve(backend, device))) if _profiling() else found
+    return cast(NormBackend, _Recorded(found, resolve(backend, device))) if profiler._is_profiler_enabled else found
 
 
 class _Recorded:
@@ -129,7 +129,7 @@ class _Recorded:
 
     def __getattr__(self, function: str) -> Callable[..., object]:
         def recorded(*arguments: object, **options: object) -> object:
-            with torch.profiler.record_function(f"ulsam_fused::{self._name}::{function}"):
+            with profiler.record_function(f"ulsam_fused::{self._name}::{function}"):
                 return getattr(self._door, function)(*arguments, **options)
 
         return recorded

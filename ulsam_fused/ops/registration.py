@@ -26,6 +26,7 @@ from ..kernels.contract import (
     NormSaved,
     Options,
 )
+from ..torch_backend import norm_backend as torch_backend
 from . import values
 from .routes import Route
 from .tracing import Way
@@ -76,8 +77,9 @@ def norm_backward(
 
 def moments(x: Tensor, group: Group | None, route: Route) -> Tensor:
     """Mean, biased variance and count of every channel of x: [3, C]."""
-    backend = "torch" if route.way == "operator" else route.backend  # its steps are PyTorch's own
-    return _norm_door(backend, x).moments(x, group)
+    if route.way == "operator":  # its steps are PyTorch's own
+        return torch_backend.moments(x, group)
+    return _norm_door(route.backend, x).moments(x, group)
 
 
 def _norm_door(backend: str, x: Tensor) -> NormBackend:
