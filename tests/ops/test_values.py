@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
 from tests.helpers.authors import pair
+from ulsam_fused.ops.norm_attention import norm_attention
 
 X, DY, DA = torch.randn(2, 4, 3, 4), torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
 
@@ -170,3 +172,36 @@ def test_clear_errors(backend: str, device: str) -> None:
     fake = FakeTensorMode().from_tensor(w)
     with pytest.raises(Exception, match="convert all Tensors to FakeTensors"):
         uf.subspace_attention(x, fake, w, 2, backend=backend)
+
+
+class Alone:
+    """A group of one process."""
+
+    def gather(self, moments: Tensor) -> Tensor:
+        return moments.clone()
+
+    def sum(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+
+def test_a_shared_batch_goes_to_the_backend_itself_or_nowhere(backend: str, device: str) -> None:
+    """Only a backend exchanges statistics, so values come into memory first; what cannot, raises."""
+    layer = pair(4, 2, backend=backend, device=device)[1]
+    x, dy = X.double().to(device).requires_grad_(), DY.double().to(device)
+    norms = layer.dw_norm, layer.pw_norm
+
+    def shared(x: Tensor) -> Tensor:
+        return norm_attention(
+            x, layer.dw_weight, layer.dw_bias, norms[0], layer.pw_weight, layer.pw_bias, norms[1], 2,
+            relu=True, backend=backend, group=Alone(),
+        )[0]  # fmt: skip
+
+    y = layer(x)
+    (expected,) = torch.autograd.grad(y, x, dy)
+    ours = shared(negative(x))
+    (found,) = torch.autograd.grad(ours, x, negative(dy), retain_graph=True)
+    torch.testing.assert_close((ours - x, found - dy), (y - x, expected - dy), rtol=1e-12, atol=1e-14)
+    with pytest.raises(RuntimeError, match="cannot be differentiated for a batch of gradients"):
+        torch.autograd.grad(ours, x, torch.stack([dy, dy]), is_grads_batched=True)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no transforms and no forward derivatives"):
+        shared(forward_ad.make_dual(x, dy))
