@@ -91,3 +91,24 @@ def test_training_in_a_transform_is_refused_as_a_batchnorm_refuses_it() -> None:
     for layer in (theirs, ours):
         with pytest.raises(RuntimeError, match="mutate a captured Tensor"):
             torch.func.jvp(layer, (x,), (x,))
+
+
+@pytest.mark.slow  # torch.compile traces three functions
+@pytest.mark.xdist_group("compiler")
+def test_compiled_transforms() -> None:
+    """A compiler traces transforms through plain PyTorch; the operator would lose tangents and gradients in silence."""
+    layer = uf.ULSAM(4, 2, dtype=torch.float64)
+    x, direction = (torch.randn(1, 4, 2, 3, dtype=torch.float64) for _ in range(2))
+    functions = {
+        "jvp": lambda x: torch.func.jvp(layer, (x,), (direction,))[1] - direction,
+        "grad": lambda x: torch.func.grad(lambda t: layer(t).pow(3).sum())(x),
+        "forward_ad": lambda x: tangent(layer, x, direction),
+    }
+    with torch.no_grad():
+        for name, function in functions.items():
+            torch._dynamo.reset()
+            assert_close(name, torch.compile(function, backend="aot_eager")(x), function(x))
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, backend="aot_eager")
+        assert_close("after a call without", compiled(x), layer(x))
+        assert_close("a compiled layer", tangent(compiled, x, direction), tangent(layer, x, direction))

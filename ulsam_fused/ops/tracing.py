@@ -29,8 +29,8 @@ def way_of(tensors: Sequence[Tensor | None], accepted: bool = False) -> Way:
     operator    under compilation, export, a dispatch mode; for tensors that only the dispatcher understands; on meta
     direct      else: the backend is called past the dispatcher, which saves its time
     """
-    if torch.compiler.is_compiling():
-        return "operator"
+    if torch.compiler.is_compiling():  # compilers trace transforms, too
+        return "reference" if transformed() else "operator"
     if transformed() or _in_jit_trace() or _onnx_export()():
         return "reference"
     return "operator" if _watched(tensors, accepted) else "direct"
