@@ -11,9 +11,11 @@ import importlib
 import os
 import types
 import warnings
+from collections.abc import Callable
 from typing import cast
 
 import torch
+from torch.autograd import profiler
 
 from ._names import BACKENDS as BACKENDS
 from .kernels.contract import Backend, NormBackend
@@ -107,7 +109,7 @@ def door(backend: str, device: torch.device) -> Backend:
     found = _doors.get(key)
     if found is None:
         found = _doors[key] = cast(Backend, _module(resolve(backend, device), "backend"))
-    return found
+    return cast(Backend, _Recorded(found, resolve(backend, device))) if profiler._is_profiler_enabled else found
 
 
 def norm_door(backend: str, device: torch.device) -> NormBackend:
@@ -116,7 +118,21 @@ def norm_door(backend: str, device: torch.device) -> NormBackend:
     found = _norm_doors.get(key)
     if found is None:
         found = _norm_doors[key] = cast(NormBackend, _module(resolve(backend, device), "norm_backend"))
-    return found
+    return cast(NormBackend, _Recorded(found, resolve(backend, device))) if profiler._is_profiler_enabled else found
+
+
+class _Recorded:
+    """A door whose calls are ranges in a profiler: `ulsam_fused::cpp::forward` and so on."""
+
+    def __init__(self, door: object, name: str) -> None:
+        self._door, self._name = door, name
+
+    def __getattr__(self, function: str) -> Callable[..., object]:
+        def recorded(*arguments: object, **options: object) -> object:
+            with profiler.record_function(f"ulsam_fused::{self._name}::{function}"):
+                return getattr(self._door, function)(*arguments, **options)
+
+        return recorded
 
 
 def why_not(backend: str, device: torch.device) -> str | None:

@@ -19,6 +19,7 @@ _WAYS = {
 
 
 class _Layer(Protocol):
+    channels: int
     num_splits: int
     backend: str
 
@@ -43,9 +44,11 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
             kind = type(num_splits_or_layer).__name__
             raise TypeError(f"num_splits_or_layer must be an integer or a layer of ulsam_fused, got {kind}")
         layer = cast(_Layer, num_splits_or_layer)
+        if x.shape[1] != layer.channels:
+            raise ValueError(f"x must have {layer.channels} channels, as the layer has, got {list(x.shape)}")
         num_splits, asked, route = layer.num_splits, layer.backend, layer.route(x)
     else:
-        num_splits, asked, route = num_splits_or_layer, "auto", general_route(x, backends.requested("auto"))
+        num_splits, asked, route = num_splits_or_layer, "auto", general_route((x,), backends.requested("auto"))
     g = checks.check_num_splits(num_splits, x.shape[1], "x.shape[1]")
     n, c, h, w = x.shape
     layout = "channels_last" if _channels_last(x) else "contiguous (NCHW)" if x.is_contiguous() else "strided"

@@ -4,10 +4,11 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import backends, reference
 from .kernels.contract import Inputs, Options
-from .ops import autograd, checks
+from .ops import autograd, checks, values
 from .ops.routes import any_requires_grad, general_route
 
 
@@ -93,14 +94,23 @@ def subspace_attention(
     Source: Saini et al., WACV 2020, https://arxiv.org/abs/2006.15102.
     """
     relu = activation is not None and checks.check_activation(activation)
-    if checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
-        g = num_splits
-    else:
+    inputs = Inputs(x, dw_weight, dw_bias, pw_weight, pw_bias)
+    g = num_splits
+    accepted = checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
+    if not accepted:
+        if has_torch_function(inputs):
+            return handle_torch_function(
+                subspace_attention, inputs,  # type: ignore[arg-type]
+                x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias,
+                activation=activation, return_attention=return_attention, out_dtype=out_dtype, backend=backend,
+            )  # fmt: skip
+        x, parameters, _ = values.settled(x, [dw_weight, dw_bias, pw_weight, pw_bias], [])
+        inputs = Inputs(x, *parameters)
+        _, dw_weight, dw_bias, pw_weight, pw_bias = inputs
         g = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
     if out_dtype is not None:
         checks.check_out_dtype(out_dtype)
-    route = general_route(x, backends.requested(backend))
-    inputs = Inputs(x, dw_weight, dw_bias, pw_weight, pw_bias)
+    route = general_route(inputs, backends.requested(backend), accepted)
     attention: Tensor | None
     if route.way == "reference":
         y, attention = reference.general_form(*inputs, g, relu_u=relu, relu_z=relu, out_dtype=out_dtype)

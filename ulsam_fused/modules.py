@@ -11,10 +11,11 @@ from .functional import subspace_attention
 from .ops import checks
 from .ops.module_tensors import convolution_tensors, norms_of
 from .ops.norm_attention import layer_route, norm_attention
+from .ops.one_call import OneCall, Placeholder
 from .ops.routes import Route, general_route
 
 
-class ULSAM(SharesBatch, nn.Module):
+class ULSAM(SharesBatch, OneCall, nn.Module):
     """Ultra-lightweight subspace attention module (ULSAM), fused; shape in, same shape out.
 
     By default the form of the paper: 2 * channels parameters and 2 * channels * H * W multiply-accumulates, whatever
@@ -123,6 +124,8 @@ class ULSAM(SharesBatch, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, C, H, W]."""
+        if isinstance(x, Placeholder):
+            return self.traced(x)
         if self.norm is not None:
             return self._norm_attention(x, out_dtype=self.out_dtype)[0]
         dw_weight, dw_bias, pw_weight, pw_bias = convolution_tensors(self)
@@ -164,7 +167,7 @@ class ULSAM(SharesBatch, nn.Module):
     def route(self, x: Tensor) -> Route:
         """Which way `forward(x)` would take now; `ulsam_fused.explain` says it in words."""
         if self.norm is None:
-            return general_route(x, backends.requested(self.backend))
+            return general_route((x, *self.parameters()), backends.requested(self.backend))
         dw_norm, pw_norm = norms_of(self)
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ulsam_fused as uf
-import ulsam_fused.flops  # registers what is counted below
 from ulsam_fused.models import MobileNet, mobilenet_v1, mobilenet_v2
 from ulsam_fused.models.counting import count
 

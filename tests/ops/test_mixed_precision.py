@@ -81,6 +81,41 @@ def test_cpu_autocast_gives_their_type(x_dtype: torch.dtype, training: bool) -> 
         assert ours(x).dtype == theirs(x).dtype == x_dtype
 
 
+@pytest.mark.parametrize("backend", serving.ALL)
+def test_autocast_takes_parameters_of_other_types(backend: str, device: str) -> None:
+    """As convolutions do; they come in float32, so errors are those of float32, and gradients keep their types."""
+    dtype = torch.bfloat16
+    for training in (True, False):
+        golden = pair(4, 2, device=device)[1].to(dtype).double().train(training)
+        layer = pair(4, 2, backend=backend, device=device)[1]
+        layer.load_state_dict(golden.state_dict())
+        layer.to(dtype).train(training)
+        second = pair(4, 2, backend=backend, device=device)[1].to(dtype)
+        ordinary = uf.unfuse(layer, inplace=False)
+        x, dy = (torch.randn(3, 4, 4, 5, device=device) for _ in range(2))
+        with torch.autocast(device, dtype):
+            assert layer.attention(x).dtype == torch.float32
+            torch.testing.assert_close(layer.attention(x).double(), golden.attention(x.double()), rtol=1e-4, atol=1e-6)
+            assert second(ordinary(x)).dtype == x.dtype == ordinary(x).dtype
+            y, dx = step(layer, x, dy)
+            function = uf.subspace_attention(x, layer.dw_weight, layer.pw_weight.float(), 2, backend=backend)
+            assert function.dtype == x.dtype
+        expected, expected_dx = step(golden, x.double(), dy.double())
+        torch.testing.assert_close((y - x).double(), expected - x.double(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close((dx - dy).double(), expected_dx - dy.double(), rtol=1e-4, atol=1e-5)
+        for (name, ours), theirs in zip(layer.named_parameters(), golden.parameters(), strict=True):
+            assert ours.grad is not None, name
+            assert ours.grad.dtype == dtype, name
+            if name not in ("dw_bias", "pw_bias", "dw_weight"):
+                torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0.01, atol=1e-4, msg=name)
+        for ours, theirs in zip(layer.buffers(), golden.buffers(), strict=True):
+            torch.testing.assert_close(ours.double(), theirs.double(), rtol=0.01, atol=1e-3)
+        with torch.autocast(device, dtype), pytest.raises(TypeError, match=r"torch\.float64"):  # as convolutions
+            layer(x.double())
+    with pytest.raises(TypeError, match=r"dw_weight must be torch.float32 as x"):
+        layer(x)
+
+
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.float16, torch.float64])
 def test_cuda_autocast_gives_their_type(x_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 even for half x, the type of their softmax; our own layer keeps x's type."""

@@ -82,10 +82,10 @@ def test_a_shared_batch_goes_to_the_backend_itself() -> None:
     statistics = {"dw_batch": True, "pw_batch": True, "pool_input": False, "gradients": True}
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 4, 3, 5)
-        assert norm_route(x, "auto", **statistics, shared=False).way == "operator"
-        assert norm_route(x, "auto", **statistics, shared=True).way == "direct"
+        assert norm_route((x,), "auto", **statistics, shared=False).way == "operator"
+        assert norm_route((x,), "auto", **statistics, shared=True).way == "direct"
     with pytest.raises(RuntimeError, match='backend "reference" cannot share'):
-        norm_route(X, "reference", **statistics, shared=True)
+        norm_route((X,), "reference", **statistics, shared=True)
 
 
 def test_a_call_takes_the_route_that_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,5 +142,5 @@ def test_explain_names_the_launches_of_every_form(device: str) -> None:
 def test_explain_refuses_other_modules() -> None:
     with pytest.raises(TypeError, match="num_splits_or_layer must be an integer or a layer of ulsam_fused, got Linear"):
         uf.explain(X, nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="divide the channels"):
+    with pytest.raises(ValueError, match=r"x must have 6 channels, as the layer has, got \[2, 4, 3, 5\]"):
         uf.explain(X, uf.ULSAM(6, 3))

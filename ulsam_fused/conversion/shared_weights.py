@@ -15,6 +15,7 @@ from .. import backends
 from ..distributed import SharesBatch, group_of
 from ..ops import checks
 from ..ops.norm_attention import authors_dtype, layer_route, norm_attention
+from ..ops.one_call import OneCall, Placeholder
 from ..ops.routes import Route
 from .pattern import Layers, Names, layers_at
 
@@ -55,7 +56,7 @@ class _Shared(nn.Module):
         return f"{self.channels}, num_splits={self.num_splits}, activation={self.activation!r}{legacy}"
 
 
-class SharedULSAM(SharesBatch, _Shared):
+class SharedULSAM(SharesBatch, OneCall, _Shared):
     """The fused operator with one subspace's weights for all subspaces.
 
     The given layers become its children. They hold parameters, statistics and mode, and are never called. So the state
@@ -95,6 +96,8 @@ class SharedULSAM(SharesBatch, _Shared):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, g * G, H, W]."""
+        if isinstance(x, Placeholder):
+            return self.traced(x)
         return self._attention(x, out_dtype=authors_dtype(x))[0]
 
     def attention(self, x: Tensor) -> Tensor:

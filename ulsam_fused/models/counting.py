@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import flops, modules  # noqa: F401  flops registers what the fused operators cost
+from .. import modules
 
 RULES = (
     "Counted are weights without biases and norms, and the multiply-accumulates of convolutions, linear layers and "

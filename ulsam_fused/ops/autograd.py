@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .. import reference
 from ..kernels.contract import Inputs, NormInputs, Options
-from . import registration
+from . import registration, tracing
 from .routes import Route
+from .tracing import Way
 
 
 def general_form(inputs: Inputs, options: Options, route: Route) -> tuple[Tensor, Tensor | None]:
@@ -32,7 +33,7 @@ class SubspaceAttention(torch.autograd.Function):
     def forward(ctx: Any, options: Options, route: Route, *tensors: Any) -> tuple[Tensor, Tensor | None]:
         inputs = Inputs(*tensors)
         y, attention, z, lse = registration.forward(inputs, options, route)
-        _save(ctx, inputs, options, z, lse)
+        _save(ctx, inputs, options, route.way, z, lse)
         return y, attention
 
     @staticmethod
@@ -41,9 +42,9 @@ class SubspaceAttention(torch.autograd.Function):
         return None, None, *_gradients(ctx, dy, d_attention, needed)
 
 
-def _save(ctx: Any, inputs: Inputs, options: Options, z: Tensor, lse: Tensor | None) -> None:
+def _save(ctx: Any, inputs: Inputs, options: Options, way: Way, z: Tensor, lse: Tensor | None) -> None:
     ctx.save_for_backward(*inputs, z, lse)
-    ctx.options = options
+    ctx.options, ctx.way = options, way
     ctx.set_materialize_grads(False)
 
 
@@ -56,20 +57,22 @@ def _gradients(
         d_attention = None
     if dy is None and d_attention is None:
         return (None,) * len(inputs)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        outputs = reference.general_form(
-            *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype
-        )
+    way = tracing.way_back(ctx.way, dy, d_attention)
+    if way == "reference":
+        with torch.enable_grad():
+            outputs = reference.general_form(
+                *inputs, options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype
+            )
         return derivatives(outputs, (dy, d_attention), inputs, needed)
     if not options.need_lse:  # a program that was exported without gradients trains nevertheless
         lse = (z.relu() if options.relu_z else z).flatten(2).logsumexp(-1)
-    return only_needed(registration.backward(dy, d_attention, inputs, z, lse, options), needed)
+    return only_needed(registration.backward(dy, d_attention, inputs, z, lse, options, way), needed)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, options = registration.grouped(inputs, Inputs, Options)
     _, attention, z, lse = output
-    _save(ctx, tensors, options, z, lse)
+    _save(ctx, tensors, options, "operator", z, lse)
     ctx.mark_non_differentiable(z, lse, *([] if options.need_attention else [attention]))
 
 
@@ -92,12 +95,16 @@ def derivatives(
     inputs: Inputs | NormInputs,
     needed: Sequence[bool],  # one for each input
 ) -> list[Tensor | None]:
-    """The gradients of the outputs in each of the inputs that needs one, with a graph of their own."""
+    """The gradients of the outputs in each of the inputs that needs one; where grad mode is on with their own graph."""
     pairs = [(out, grad) for out, grad in zip(outputs, arriving, strict=True) if grad is not None]
     leaves = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
     gradients = iter(
         torch.autograd.grad(
-            [out for out, _ in pairs], leaves, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs],
+            leaves,
+            [grad for _, grad in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
         )
     )
     return [next(gradients) if need else None for need in needed]

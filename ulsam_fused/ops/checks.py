@@ -69,7 +69,9 @@ def accepts(
     """
     if type(num_splits) is not int or type(dw_weight) not in PLAIN or type(pw_weight) not in PLAIN:
         return False
-    if type(x) not in PLAIN or x.layout is not torch.strided:
+    if type(x) not in PLAIN or x.is_nested:
+        return False
+    if not (x.layout is dw_weight.layout is pw_weight.layout is torch.strided):
         return False
     shape, dtype, dw_dtype = x.shape, x.dtype, dw_weight.dtype
     return (
@@ -99,6 +101,8 @@ def check_x(x: object) -> Tensor:
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.layout is not torch.strided:
         raise TypeError(f"x must be a dense tensor, got layout {x.layout}")
+    if x.is_nested:
+        raise TypeError("x must be a dense tensor, got a nested one")
     if x.dim() != 4:
         raise ValueError(f"x must have 4 dimensions [N, C, H, W], got {x.dim()} with shape {list(x.shape)}")
     if x.dtype not in FLOATS:
@@ -115,6 +119,9 @@ def check_arguments(
     """num_splits as an int, all tensors fitting x."""
     x = check_x(x)
     channels = x.shape[1]
+    lengths = {len(w) if isinstance(w, Tensor) and w.dim() == 1 else channels for w in (dw_weight, pw_weight)}
+    if channels not in lengths and len(lengths) == 1:  # the weights agree, so x is another layer's
+        raise ValueError(f"x must have {lengths.pop()} channels, as the weights have, got {list(x.shape)}")
     g = check_num_splits(num_splits, channels, "x.shape[1]")
     parameters: dict[str, tuple[object, int]] = {"dw_weight": (dw_weight, channels), "pw_weight": (pw_weight, channels)}
     if dw_bias is not None:
@@ -131,6 +138,8 @@ def check_parameters(x: Tensor, parameters: dict[str, tuple[object, int]]) -> No
     for name, (p, length) in parameters.items():
         if not isinstance(p, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(p).__name__}")
+        if p.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {p.layout}")
         if p.dim() != 1 or p.shape[0] != length:
             raise ValueError(f"{name} must have shape [{length}], got {list(p.shape)}")
         if p.device != x.device:
@@ -143,8 +152,19 @@ def check_parameters(x: Tensor, parameters: dict[str, tuple[object, int]]) -> No
         first = first or (name, p.dtype)
 
 
-def accepts_norm(x: Tensor, dtype: torch.dtype, weight: object, bias: object, channels: int) -> bool:
-    """Whether a BatchNorm's parameters are plainly valid, as `accepts`."""
+def accepts_norm(
+    x: Tensor,
+    dtype: torch.dtype,
+    weight: object,
+    bias: object,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    channels: int,
+) -> bool:
+    """Whether a BatchNorm's tensors are plainly valid, as `accepts`."""
+    for statistic in (running_mean, running_var):
+        if statistic is not None and not (type(statistic) in PLAIN and statistic.is_contiguous()):
+            return False
     return (
         type(weight) in PLAIN
         and type(bias) in PLAIN

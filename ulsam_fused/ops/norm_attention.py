@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import backends, reference
 from ..kernels import batch_norm
 from ..kernels.contract import Exchange, FixedNorm, Group, Inputs, NormInputs, Options, Running
-from . import autograd, checks, norm_autograd, registration
+from . import autograd, checks, norm_autograd, registration, values
 from .module_tensors import norm_tensors
 from .routes import Route, any_requires_grad, norm_route
 
@@ -39,11 +39,21 @@ def norm_attention(
     """y [N,C,H,W], A [N,g,H,W] (None or empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
     gamma1, beta1, mean1, var1 = norm_tensors(dw_norm)
     gamma2, beta2, mean2, var2 = norm_tensors(pw_norm)
-    if not checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
+    accepted = (
+        group is None
+        and checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
+        and checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, mean1, var1, x.shape[1])
+        and checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, mean2, var2, num_splits)
+    )
+    if not accepted:
+        x, convolutions, norms = values.settled(
+            x, [dw_weight, dw_bias, pw_weight, pw_bias], [gamma1, beta1, mean1, var1, gamma2, beta2, mean2, var2]
+        )
+        dw_weight, dw_bias, pw_weight, pw_bias = convolutions
+        gamma1, beta1, mean1, var1, gamma2, beta2, mean2, var2 = norms
+        mean1, var1, mean2, var2 = map(values.contiguous, (mean1, var1, mean2, var2))
         num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-    if not checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, x.shape[1]):
         checks.check_norm_parameters(x, dw_weight.dtype, gamma1, beta1, x.shape[1], "dw_norm")
-    if not checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, num_splits):
         checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
     if out_dtype is not None:
         checks.check_out_dtype(out_dtype)
@@ -51,25 +61,30 @@ def norm_attention(
     dw_batch, pw_batch = dw_norm.training or mean1 is None, pw_norm.training or mean2 is None
     if (dw_batch or pw_batch) and x.numel() == x.shape[1] and group is None:  # as torch.nn.functional.batch_norm
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    gradients = torch.is_grad_enabled() and any_requires_grad(
-        x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2
-    )
+    parameters = x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2
+    gradients = torch.is_grad_enabled() and any_requires_grad(*parameters)
     route = norm_route(
-        x, backends.requested(backend), dw_batch=dw_batch, pw_batch=pw_batch, pool_input=pool_input,
-        shared=group is not None, gradients=gradients,
+        (*parameters, mean1, var1, mean2, var2), backends.requested(backend), dw_batch=dw_batch, pw_batch=pw_batch,
+        pool_input=pool_input, shared=group is not None, gradients=gradients, accepted=accepted,
     )  # fmt: skip
-    running1 = _running(dw_norm, dw_bias) if update and dw_norm.training else None
-    running2 = _running(pw_norm, pw_bias) if update and pw_norm.training else None
+    running1 = _running(dw_norm, dw_bias, mean1, var1) if update and dw_norm.training else None
+    running2 = _running(pw_norm, pw_bias, mean2, var2) if update and pw_norm.training else None
 
     if route.way == "reference":
-        return reference.batch_norm_form(
-            x, dw_weight, dw_bias, _literal(dw_norm, dw_batch, running1),
-            pw_weight, pw_bias, _literal(pw_norm, pw_batch, running2),
+        literal = reference.batch_norm_form(
+            x, dw_weight, dw_bias, _literal(dw_norm.eps, gamma1, beta1, mean1, var1, dw_batch, running1),
+            pw_weight, pw_bias, _literal(pw_norm.eps, gamma2, beta2, mean2, var2, pw_batch, running2),
             num_splits, relu_u=relu, relu_z=relu, pool_input=pool_input, out_dtype=out_dtype,
         )  # fmt: skip
+        if not accepted:
+            _keep(dw_norm, running1)
+            _keep(pw_norm, running2)
+        return literal
     if pool_input and running1 is not None and (x.shape[0] > 0 or group is not None):
         mean, var, count = registration.moments(x.detach(), group, route)
         batch_norm.update_running(running1, mean, var, count, dw_weight.detach())
+        if not accepted:
+            _keep(dw_norm, running1)
 
     options = Options(
         num_splits, relu and not pool_input, relu, out_dtype, need_attention, gradients, dw_norm.eps, pw_norm.eps,
@@ -104,11 +119,16 @@ def norm_attention(
         v, b = batch_norm.fold(pw_weight, pw_bias, fixed2, repeat=int(x.shape[1]) // num_splits)
     if fixed1 is not None and fixed2 is not None:
         return autograd.general_form(Inputs(x, scale, shift, v, b), options, route)
-    return norm_autograd.norm_form(
+    exchange = Exchange(running1 if fixed1 is None else None, running2 if fixed2 is None else None, group)
+    found = norm_autograd.norm_form(
         NormInputs(x, scale, gamma1 if fixed1 is None else None, shift, v, gamma2 if fixed2 is None else None, b),
-        options, Exchange(running1 if fixed1 is None else None, running2 if fixed2 is None else None, group), route,
+        options, exchange, route,
         dw_bias=dw_bias if fixed1 is None else None, pw_bias=pw_bias if fixed2 is None else None,
     )  # fmt: skip
+    if not accepted:
+        _keep(dw_norm, exchange.running1)
+        _keep(pw_norm, exchange.running2)
+    return found
 
 
 def layer_route(
@@ -122,7 +142,7 @@ def layer_route(
 ) -> Route:
     """The route of `norm_attention` for a layer with these norms."""
     return norm_route(
-        x, backends.requested(layer.backend),  # type: ignore[arg-type]
+        (x, *layer.parameters(), *layer.buffers()), backends.requested(layer.backend),  # type: ignore[arg-type]
         dw_batch=dw_norm.training or dw_norm.running_mean is None,
         pw_batch=pw_norm.training or pw_norm.running_mean is None,
         pool_input=pool_input, shared=group is not None,
@@ -135,12 +155,9 @@ def authors_dtype(x: Tensor) -> torch.dtype | None:
     return torch.promote_types(x.dtype, torch.float32) if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
-def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
+def _running(norm: nn.BatchNorm2d, bias: Tensor | None, mean: Tensor | None, var: Tensor | None) -> Running | None:
     """What this call updates in training mode; counts it, as torch.nn.BatchNorm2d does."""
-    if not norm.track_running_stats:
-        return None
-    mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
+    if not norm.track_running_stats or mean is None or var is None:
         return None
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -150,10 +167,26 @@ def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
     return Running(mean, var, None if bias is None else bias.detach(), momentum)
 
 
-def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> reference.BatchNorm:
+def _keep(norm: nn.BatchNorm2d, running: Running | None) -> None:
+    """Write back what a call has updated, where that was a copy."""
+    if running is not None:
+        for own, updated in ((norm.running_mean, running.mean), (norm.running_var, running.var)):
+            if own is not None and own is not updated:
+                own.copy_(updated)
+
+
+def _literal(
+    eps: float,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    batch: bool,
+    running: Running | None,
+) -> reference.BatchNorm:
     """A norm as the reference takes it: running statistics only where they are read or updated."""
-    mean, var, momentum = norm.running_mean, norm.running_var, 0.0
+    momentum = 0.0
     if batch:
         mean, var = (None, None) if running is None else (running.mean, running.var)
         momentum = 0.0 if running is None else running.momentum
-    return reference.BatchNorm(norm.weight, norm.bias, mean, var, batch, momentum, norm.eps)
+    return reference.BatchNorm(gamma, beta, mean, var, batch, momentum, eps)

@@ -12,10 +12,11 @@ from torch import Tensor
 from .. import reference
 from ..kernels.batch_norm import update_running
 from ..kernels.contract import Exchange, Group, InputStatistics, LogitStatistics, NormInputs, NormSaved, Options
-from . import registration
+from . import registration, tracing
 from .autograd import derivatives, only_needed
 from .registration import Cancelled
 from .routes import Route, any_requires_grad
+from .tracing import Way
 
 
 def norm_form(
@@ -66,7 +67,7 @@ class NormalizedSubspaceAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         inputs, cancelled = NormInputs(*tensors), Cancelled(dw_bias, pw_bias)
         y, attention, *saved = registration.norm_forward(inputs, cancelled, options, exchange, route)
-        _save(ctx, inputs, cancelled, options, exchange.group, saved)
+        _save(ctx, inputs, cancelled, options, exchange.group, route.way, saved)
         return y, attention
 
     @staticmethod
@@ -77,12 +78,18 @@ class NormalizedSubspaceAttention(torch.autograd.Function):
 
 
 def _save(
-    ctx: Any, inputs: NormInputs, cancelled: Cancelled, options: Options, group: Group | None, saved: Sequence[Tensor]
+    ctx: Any,
+    inputs: NormInputs,
+    cancelled: Cancelled,
+    options: Options,
+    group: Group | None,
+    way: Way,
+    saved: Sequence[Tensor],
 ) -> None:
     """saved: the fields of NormSaved."""
     ctx.save_for_backward(*inputs, *saved)
     ctx.cancelled = [None if t is None else (t.shape, t.dtype) for t in cancelled]
-    ctx.options, ctx.group = options, group
+    ctx.options, ctx.group, ctx.way = options, group, way
     ctx.set_materialize_grads(False)
 
 
@@ -97,25 +104,27 @@ def _gradients(
         d_attention = None
     if dy is None and d_attention is None and ctx.group is None:
         return (None,) * len(inputs), (None, None)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    way = tracing.way_back(ctx.way, dy, d_attention)
+    if way == "reference":
         if ctx.group is not None:
             raise RuntimeError("a second derivative through statistics that are synchronised between processes")
         x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
-        outputs = reference.batch_norm_form(
-            x, dw, beta1 if gamma1 is None else None, _literal(gamma1, beta1, options.eps1),
-            pw, beta2 if gamma2 is None else None, _literal(gamma2, beta2, options.eps2),
-            options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype,
-        )  # fmt: skip
+        with torch.enable_grad():
+            outputs = reference.batch_norm_form(
+                x, dw, beta1 if gamma1 is None else None, _literal(gamma1, beta1, options.eps1),
+                pw, beta2 if gamma2 is None else None, _literal(gamma2, beta2, options.eps2),
+                options.num_splits, relu_u=options.relu_u, relu_z=options.relu_z, out_dtype=options.out_dtype,
+            )  # fmt: skip
         return derivatives(outputs, (dy, d_attention), inputs, needed), zeros
     saved = NormSaved(z, lse, first, second)
-    gradients = registration.norm_backward(dy, d_attention, inputs, saved, options, ctx.group)
+    gradients = registration.norm_backward(dy, d_attention, inputs, saved, options, ctx.group, way)
     return only_needed(gradients, needed), zeros
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, cancelled, options = registration.grouped(inputs, NormInputs, Cancelled, Options)
     _, attention, *saved = output
-    _save(ctx, tensors, cancelled, options, None, saved)
+    _save(ctx, tensors, cancelled, options, None, "operator", saved)
     ctx.mark_non_differentiable(*saved, *([] if options.need_attention else [attention]))
 
 

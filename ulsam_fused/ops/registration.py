@@ -26,8 +26,10 @@ from ..kernels.contract import (
     NormSaved,
     Options,
 )
-from . import plain, tracing
+from ..torch_backend import norm_backend as torch_backend
+from . import plain, values
 from .routes import Route
+from .tracing import Way
 
 
 class Cancelled(NamedTuple):
@@ -48,10 +50,10 @@ def forward(inputs: Inputs, options: Options, route: Route) -> Forward:
 
 
 def backward(
-    dy: Tensor | None, d_attention: Tensor | None, inputs: Inputs, z: Tensor, lse: Tensor, options: Options
+    dy: Tensor | None, d_attention: Tensor | None, inputs: Inputs, z: Tensor, lse: Tensor, options: Options, way: Way
 ) -> Gradients:
-    """Its gradients. The way is decided anew: what looks on now need not have looked on in the forward."""
-    if tracing.needs_op(inputs.x):
+    """Its gradients, on the way that `tracing.way_back` gives."""
+    if way == "operator":
         op = torch.ops.ulsam_fused.backward.default
         return Gradients(*op(dy, d_attention, *inputs, z, lse, *options))
     return backends.door(options.backend, inputs.x.device).backward(dy, d_attention, inputs, z, lse, options)
@@ -73,11 +75,14 @@ def norm_backward(
     saved: NormSaved,
     options: Options,
     group: Group | None,
+    way: Way,
 ) -> NormGradients:
-    """Its gradients; the way is decided anew, as in `backward`."""
-    if group is None and tracing.needs_op(inputs.x):
-        op = torch.ops.ulsam_fused.norm_backward.default
-        return NormGradients(*op(dy, d_attention, *inputs, *saved, *options))
+    """Its gradients, on the way that `tracing.way_back` gives. Only a backend itself knows other processes."""
+    if way == "operator":
+        if group is None:
+            op = torch.ops.ulsam_fused.norm_backward.default
+            return NormGradients(*op(dy, d_attention, *inputs, *saved, *options))
+        dy, d_attention = values.in_memory(dy), values.in_memory(d_attention)
     door = _norm_door(options.backend, inputs.x)
     return door.norm_backward(dy, d_attention, inputs, saved, options, group)
 
@@ -85,7 +90,7 @@ def norm_backward(
 def moments(x: Tensor, group: Group | None, route: Route) -> Tensor:
     """Mean, biased variance and count of every channel of x: [3, C]."""
     if route.way != "direct":
-        return torch.stack(plain.moments(x))
+        return torch.stack(plain.moments(x)) if group is None else torch_backend.moments(x, group)
     return _norm_door(route.backend, x).moments(x, group)
 
 

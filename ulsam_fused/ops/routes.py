@@ -11,6 +11,7 @@ folded      both norms are fixed and the backend folds them inside its own launc
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -39,13 +40,14 @@ _ROUTES = {
 """All there are, made once: making one takes a third of a microsecond."""
 
 
-def general_route(x: Tensor, backend: str) -> Route:
-    """Of `subspace_attention`; backend as `backends.requested` gives it."""
-    return _ROUTES["reference" if backend == "reference" else tracing.way_of(x), backend, None, None, False]
+def general_route(tensors: Sequence[Tensor | None], backend: str, accepted: bool = False) -> Route:
+    """Of `subspace_attention`; backend as `backends.requested` gives it, the rest as `tracing.way_of` takes it."""
+    way: Way = "reference" if backend == "reference" else tracing.way_of(tensors, accepted)
+    return _ROUTES[way, backend, None, None, False]
 
 
 def norm_route(
-    x: Tensor,
+    tensors: Sequence[Tensor | None],  # x first
     backend: str,
     *,
     dw_batch: bool,  # by BatchNorm's rule this norm takes the statistics of the batch
@@ -53,15 +55,22 @@ def norm_route(
     pool_input: bool,  # u changes nothing but dw_norm's statistics
     shared: bool,  # several processes share the batch
     gradients: bool,  # a gradient may be asked for
+    accepted: bool = False,  # as `tracing.way_of` takes it
 ) -> Route:
     """Of the form with norms. Only a backend itself talks to other processes, so a shared batch goes there directly."""
-    way = general_route(x, backend).way
+    x = tensors[0]
+    assert x is not None
+    way = general_route(tensors, backend, accepted).way
     if way == "plain" and (dw_batch or pw_batch):  # exporters know torch.nn.functional.batch_norm
         way = "reference"
     if shared:
         if backend == "reference":
             raise RuntimeError('backend "reference" cannot share the statistics of a batch between processes')
-        way = "operator" if tracing.needs_op(x) else "direct"
+        if tracing.transformed():
+            raise RuntimeError(
+                "statistics of a batch that processes share have no transforms and no forward derivatives"
+            )
+        way = "operator" if tracing.needs_op(tensors, accepted) else "direct"
     if way != "reference":
         if x.shape[0] == 0 and not shared:  # no statistics: nothing is updated, and every gradient is 0
             dw_batch = pw_batch = False

@@ -1,16 +1,18 @@
 """What PyTorch is doing with the present call.
 
-The only file that touches private names of torch; each has a fallback.
+Private names of torch are touched here, where each has a fallback, in `values` and in `ulsam_fused.flops`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .checks import PLAIN
+from .. import flops
+from . import values
 
 Way = Literal["reference", "plain", "operator", "direct"]
 
@@ -19,30 +21,50 @@ _in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms
 _in_jit_trace: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 
 
-def way_of(x: Tensor) -> Way:
-    """Which way a call with this input takes.
+def way_of(tensors: Sequence[Tensor | None], accepted: bool = False) -> Way:
+    """Which way a call of these tensors takes, x first; `accepted` ones were found plainly valid by `checks`.
 
-    reference   under torch.func transforms, which see through ordinary PyTorch only
+    reference   under torch.func transforms and forward-mode AD, which see through ordinary PyTorch only
     plain       under torch.jit.trace, which the older ONNX exporter takes, for the same reason: in the fewest steps
-    operator    under compilation, export, a dispatch mode; for a tensor subclass and on meta
+    operator    under compilation, export, a dispatch mode; for tensors that only the dispatcher understands; on meta
     direct      else: the backend is called past the dispatcher, which saves its time
     """
-    if torch.compiler.is_compiling():  # in the default ONNX exporter too, which decomposes what it captured
-        return "operator"
-    if _in_functorch():
+    if torch.compiler.is_compiling():  # compilers trace transforms, too; in the default ONNX exporter, which decomposes
+        return "reference" if transformed() else "operator"
+    if transformed():
         return "reference"
     if _in_jit_trace() or _onnx_export()():
         return "plain"
-    return "operator" if _watched(x) else "direct"
+    return "operator" if _watched(tensors, accepted) else "direct"
 
 
-def needs_op(x: Tensor) -> bool:
+def way_back(way: Way, *arriving: Tensor | None) -> Way:
+    """Which way the backward takes; `way` is the forward's, and `arriving` are the gradients of its results."""
+    if torch.compiler.is_compiling():
+        return "operator"
+    if torch.is_grad_enabled() or transformed():
+        return "reference"
+    return "operator" if _watched(arriving, accepted=False) or way == "operator" else "direct"
+
+
+def needs_op(tensors: Sequence[Tensor | None], accepted: bool = False) -> bool:
     """Whether the registered operator must be called, by who knows already that plain PyTorch is not asked for."""
-    return torch.compiler.is_compiling() or _watched(x)
+    return torch.compiler.is_compiling() or _watched(tensors, accepted)
 
 
-def _watched(x: Tensor) -> bool:
-    return type(x) not in PLAIN or _mode_depth() > 0 or x.is_meta
+def transformed() -> bool:
+    """Whether torch.func transforms this call, or forward-mode AD may have tangents that belong to its tensors."""
+    return forward_ad._current_level >= 0 or _in_functorch()
+
+
+def _watched(tensors: Sequence[Tensor | None], accepted: bool) -> bool:
+    if _mode_depth() > 0:
+        flops.teach()
+        return True
+    if not accepted:
+        return any(map(values.unusual, tensors))
+    x = tensors[0]
+    return x is None or x.is_meta or values.negated(tensors)
 
 
 @functools.lru_cache(maxsize=1)

@@ -50,10 +50,13 @@ class Launch:
 
     def __call__(self, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
         """On the current stream of the current device, which is the tensors'; always the same for one launch."""
+        key = tuple([
+            None if t is None else t.dtype if (address := t.data_ptr()) and not address & 15 else _unaligned(t)
+            for t in tensors
+        ])  # fmt: skip
         if not keep or _watched():
             self._bound(tensors, floats)
             return
-        key = tuple([None if t is None else (t.dtype,) if t.data_ptr() & 15 else t.dtype for t in tensors])
         run = self._kept.get(key)
         if run is not None:
             run(*tensors, *floats, *self._arguments)
@@ -85,6 +88,14 @@ def compiler_options(config: LaunchConfig | MomentsConfig) -> dict[str, int]:
         return {"num_warps": config.num_warps, "maxnreg": config.max_registers}
     lanes = 32 if knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().warp_size
     return {"num_warps": max(32 * config.num_warps // lanes, 1)}  # AMD's compiler knows no limit of registers
+
+
+def _unaligned(t: Tensor) -> Any:
+    if t.data_ptr():
+        return (t.dtype,)
+    if t.numel():
+        raise RuntimeError(f"a tensor of shape {list(t.shape)} has no memory; was its storage freed?")
+    return t.dtype
 
 
 def _watched() -> bool:
