@@ -83,7 +83,8 @@ ptx: $(FILES) ## execute compiled kernels on the CPU: all their tests, on three 
 	mkdir -p $(VENV)/ptx
 	key=$$(find kernels tests/kernels tests/helpers tests/ptx -name '*.py' | sort | xargs cat | sha256sum | cut -c1-16); \
 	for version in 3.6.0 3.7.1 3.9.0; do \
-	  $(PIP) install --no-deps --upgrade --target $(VENV)/triton-$$version triton==$$version || exit 1; \
+	  test -d $(VENV)/triton-$$version/triton || \
+	  $(PIP) install --no-deps --target $(VENV)/triton-$$version triton==$$version || exit 1; \
 	  for arch in 80 90 100; do for part in $(PTX_PARTS); do \
 	    done=$(VENV)/ptx/$$key-$$version-$$arch-$$(basename $$part); \
 	    test -e $$done && continue; \

@@ -162,7 +162,7 @@ def test_shared_memory(emulator: Emulator) -> None:
     some = "{ .reg .pred some; setp.gt.u32 some, %tid.x, 40; @some bar.sync 0; }"
     divergent = f"{ptx[0][: first.start()]}{some}{ptx[0][first.end() :]}"
     assert "divergent barrier" in run_sums(emulator, lambda _: divergent)
-    beyond = re.sub(r"(st\.shared.*) \+ 0 ", r"\1 + 65536 ", ptx[0])
+    beyond = re.sub(r"(st\.shared\S*\s+\[\s*%\w+)[^]]*\]", r"\1+65536]", ptx[0])
     assert "shared memory" in run_sums(emulator, lambda _: beyond)
 
 
