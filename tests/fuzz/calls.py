@@ -58,6 +58,11 @@ class Call:
         return unusual, math.prod(self.shape)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it meets a defect that is known and being mended."""
+        return (bool(self.negative_bit) and "negative bit" in OPEN) or self.tool in OPEN
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.n, self.group * self.num_splits, self.h, self.w
 

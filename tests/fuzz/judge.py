@@ -57,7 +57,7 @@ def judge(call: Call) -> None:
 
 
 def _given(call: Call) -> Given:
-    dtype, device = getattr(torch, call.dtype), _device(call)
+    dtype, device = getattr(torch, call.dtype), device_of(call)
     wide = torch.promote_types(dtype, torch.float32)
     parameter_type = torch.float32 if call.wide_parameters and dtype.itemsize == 2 else dtype
     channels = call.shape[1]
@@ -91,7 +91,7 @@ def _given(call: Call) -> Given:
     return Given(x, dy, d_attention, parameters)
 
 
-def _device(call: Call) -> str:
+def device_of(call: Call) -> str:
     return "cuda" if call.backend == "triton" and torch.cuda.is_available() else "cpu"
 
 
@@ -121,7 +121,7 @@ def _negative(t: Tensor) -> Tensor:
 
 def _context(call: Call) -> contextlib.AbstractContextManager[Any]:
     if call.tool == "autocast":
-        return torch.autocast(_device(call), torch.bfloat16)
+        return torch.autocast(device_of(call), torch.bfloat16)
     if call.tool == "no_grad":
         return torch.no_grad()
     return torch.inference_mode() if call.tool == "inference_mode" else contextlib.nullcontext()
@@ -189,7 +189,7 @@ def _judge_function(call: Call, given: Given) -> None:
         None if call.arriving == "A" else given.dy, None if call.arriving == "y" else given.d_attention,
     )  # fmt: skip
     results = Results(
-        y=y.detach(), A=A.detach(), interpreted=call.backend == "triton" and _device(call) == "cpu",
+        y=y.detach(), A=A.detach(), interpreted=call.backend == "triton" and device_of(call) == "cpu",
         **{f"d{name}": gradient for name, gradient in gradients.items()},
     )  # fmt: skip
     if call.special in ("nan", "inf", "-inf"):
@@ -336,7 +336,7 @@ def _least(dtype: torch.dtype, t: Tensor) -> float:
 def _layer(call: Call, given: Given) -> uf.ULSAM:
     options: dict[str, Any] = {
         "eps": call.eps, "momentum": call.momentum, "backend": call.backend, "dtype": given.parameters["v"].dtype,
-        "device": _device(call),
+        "device": device_of(call),
         "out_dtype": None if call.out_dtype is None else getattr(torch, call.out_dtype),
     }  # fmt: skip
     channels = call.shape[1]
