@@ -41,6 +41,7 @@ def test_one_process_needs_no_group() -> None:
 def test_norms_of_one_layer_are_synchronised_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     layer = uf.upstream.ULSAM(4, num_splits=2)
-    layer.dw_norm = nn.SyncBatchNorm.convert_sync_batchnorm(layer.dw_norm)
+    for subspace in layer.subspaces:
+        subspace.bn_dws = nn.SyncBatchNorm.convert_sync_batchnorm(subspace.bn_dws)
     with pytest.raises(ValueError, match="both norms"):
         layer(torch.randn(2, 4, 3, 3))

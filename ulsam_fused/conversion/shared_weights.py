@@ -5,7 +5,7 @@ BatchNorms are called on one subspace after the other. In training mode each sub
 statistics, and each call updates the running ones num_splits times.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..distributed import SharesBatch, group_of
 from ..ops import checks
+from ..ops.module_tensors import Norm
 from ..ops.norm_attention import authors_dtype, layer_route, norm_attention
 from ..ops.routes import Route
 from .pattern import Layers, Names, layers_at
@@ -120,8 +121,8 @@ class SharedULSAM(SharesBatch, _Shared):
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         repeated = tuple(_repeated(norm, g, update) for norm in (dw_norm, pw_norm))
         y, attention = norm_attention(
-            x, _flat(dw.weight, g), _flat(dw.bias, g), cast(nn.BatchNorm2d, repeated[0]),
-            _flat(pw.weight, g), _flat(pw.bias, g), cast(nn.BatchNorm2d, repeated[1]), g,
+            x, _flat(dw.weight, g), _flat(dw.bias, g), repeated[0],
+            _flat(pw.weight, g), _flat(pw.bias, g), repeated[1], g,
             relu=self.activation is not None, pool_input=self.legacy_maxpool_input, update=update,
             need_attention=need_attention, out_dtype=out_dtype, backend=self.backend, group=group,
         )  # fmt: skip
@@ -149,30 +150,17 @@ class PlainSharedULSAM(_Shared):
         return t if self.activation is None else F.relu(t)
 
 
-class _Repeated(NamedTuple):
-    """What `norm_attention` reads of a norm, for all subspaces; momentum 1 leaves this batch's statistics in it."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    training: bool
-    eps: float
-    momentum: float | None  # None: nothing is written
-    track_running_stats: bool
-    num_batches_tracked: None = None
-
-
-def _repeated(norm: nn.BatchNorm2d, g: int, update: bool) -> _Repeated:
+def _repeated(norm: nn.BatchNorm2d, g: int, update: bool) -> Norm:
+    """What `norm_attention` reads, for all subspaces; momentum 1 leaves this batch's statistics in it, None nothing."""
     mean, var = norm.running_mean, norm.running_var
     if mean is not None and var is not None:
         mean, var = mean.repeat(g), var.repeat(g)
     updates = update and norm.training and norm.track_running_stats and mean is not None
     weight, bias, momentum = norm.weight.repeat(g), norm.bias.repeat(g), 1.0 if updates else None
-    return _Repeated(weight, bias, mean, var, norm.training, norm.eps, momentum, updates)
+    return Norm(weight, bias, mean, var, norm.training, norm.eps, momentum, updates, None)
 
 
-def _blend(norm: nn.BatchNorm2d, batch: _Repeated, g: int) -> None:
+def _blend(norm: nn.BatchNorm2d, batch: Norm, g: int) -> None:
     """Update the norm's running statistics with those of each subspace, as calling it on one after the other does.
 
     After an empty batch both are equal, so nothing changes but the count.

@@ -14,18 +14,19 @@ from .. import backends, reference
 from ..kernels import batch_norm
 from ..kernels.contract import Exchange, FixedNorm, Group, Inputs, NormInputs, Options, Running
 from . import autograd, checks, norm_autograd, registration
-from .module_tensors import norm_tensors
+from .module_tensors import Norm, norm_tensors
 from .routes import Route, any_requires_grad, norm_route
+from .tracing import Way
 
 
 def norm_attention(
     x: Tensor,  # [N, C, H, W]
     dw_weight: Tensor,  # [C]
     dw_bias: Tensor | None,  # [C]
-    dw_norm: nn.BatchNorm2d,  # of C channels; read, never called
+    dw_norm: nn.BatchNorm2d | Norm,  # of C channels; read, never called
     pw_weight: Tensor,  # [C]
     pw_bias: Tensor | None,  # [g]
-    pw_norm: nn.BatchNorm2d,  # of g channels
+    pw_norm: nn.BatchNorm2d | Norm,  # of g channels
     num_splits: int,
     *,
     relu: bool,
@@ -35,6 +36,7 @@ def norm_attention(
     out_dtype: torch.dtype | None = None,
     backend: str = "auto",
     group: Group | None = None,  # with which statistics of the batch are shared
+    way: Way | None = None,  # `tracing.way_of(x)`, where it is known
 ) -> tuple[Tensor, Tensor | None]:
     """y [N,C,H,W], A [N,g,H,W] (None or empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
     gamma1, beta1, mean1, var1 = norm_tensors(dw_norm)
@@ -56,7 +58,7 @@ def norm_attention(
     )
     route = norm_route(
         x, backends.requested(backend), dw_batch=dw_batch, pw_batch=pw_batch, pool_input=pool_input,
-        shared=group is not None, gradients=gradients,
+        shared=group is not None, gradients=gradients, way=way,
     )  # fmt: skip
     running1 = _running(dw_norm, dw_bias) if update and dw_norm.training else None
     running2 = _running(pw_norm, pw_bias) if update and pw_norm.training else None
@@ -114,8 +116,8 @@ def norm_attention(
 def layer_route(
     x: Tensor,
     layer: nn.Module,  # with an attribute `backend`
-    dw_norm: nn.BatchNorm2d,
-    pw_norm: nn.BatchNorm2d,
+    dw_norm: nn.BatchNorm2d | Norm,
+    pw_norm: nn.BatchNorm2d | Norm,
     *,
     pool_input: bool,
     group: Group | None,
@@ -135,7 +137,7 @@ def authors_dtype(x: Tensor) -> torch.dtype | None:
     return torch.promote_types(x.dtype, torch.float32) if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
-def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
+def _running(norm: nn.BatchNorm2d | Norm, bias: Tensor | None) -> Running | None:
     """What this call updates in training mode; counts it, as torch.nn.BatchNorm2d does."""
     if not norm.track_running_stats:
         return None
@@ -146,11 +148,11 @@ def _running(norm: nn.BatchNorm2d, bias: Tensor | None) -> Running | None:
         norm.num_batches_tracked.add_(1)
     momentum = norm.momentum
     if momentum is None:  # a plain average over all batches
-        momentum = 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
+        momentum = 1.0 / float(norm.num_batches_tracked.reshape(-1)[0])  # type: ignore[union-attr]
     return Running(mean, var, None if bias is None else bias.detach(), momentum)
 
 
-def _literal(norm: nn.BatchNorm2d, batch: bool, running: Running | None) -> reference.BatchNorm:
+def _literal(norm: nn.BatchNorm2d | Norm, batch: bool, running: Running | None) -> reference.BatchNorm:
     """A norm as the reference takes it: running statistics only where they are read or updated."""
     mean, var, momentum = norm.running_mean, norm.running_var, 0.0
     if batch:

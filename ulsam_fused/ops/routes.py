@@ -52,9 +52,11 @@ def norm_route(
     pool_input: bool,  # u changes nothing but dw_norm's statistics
     shared: bool,  # several processes share the batch
     gradients: bool,  # a gradient may be asked for
+    way: Way | None = None,  # of x, where it is known
 ) -> Route:
     """Of the form with norms. Only a backend itself talks to other processes, so a shared batch goes there directly."""
-    way = general_route(x, backend).way
+    if way is None or backend == "reference":
+        way = general_route(x, backend).way
     if shared:
         if backend == "reference":
             raise RuntimeError('backend "reference" cannot share the statistics of a batch between processes')
