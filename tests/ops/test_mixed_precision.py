@@ -89,7 +89,8 @@ def test_cuda_autocast_gives_their_type(x_dtype: torch.dtype, monkeypatch: pytes
         device, mode = "cuda", contextlib.nullcontext()
     else:
         theirs, device, mode = None, "cuda", torch._subclasses.FakeTensorMode()
-        monkeypatch.setattr(nn.init, "uniform_", lambda t, *_: t)  # a CPU build cannot even pretend to draw there
+        for draw in ("uniform_", "kaiming_uniform_"):  # a CPU build cannot even pretend to draw there
+            monkeypatch.setattr(nn.init, draw, lambda t, *_, **__: t)
     expected = torch.float64 if x_dtype == torch.float64 else torch.float32
     with mode, torch.no_grad():
         parameter_dtype = torch.promote_types(x_dtype, torch.float32)
