@@ -23,6 +23,10 @@ class _Layer(Protocol):
 
     def route(self, x: Tensor) -> Route: ...
 
+    def problem(self) -> str | None: ...
+
+    def joins(self, x: Tensor) -> str | None: ...
+
 
 def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
     """Which backend and launches a call would take, and why. Nothing is computed.
@@ -43,7 +47,9 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
             raise TypeError(f"num_splits_or_layer must be an integer or a layer of ulsam_fused, got {kind}")
         layer = cast(_Layer, num_splits_or_layer)
         num_splits, asked, route = layer.num_splits, layer.backend, layer.route(x)
+        problem, joins = layer.problem(), layer.joins(x)
     else:
+        problem = joins = None
         num_splits, asked, route = num_splits_or_layer, "auto", general_route(x, backends.requested("auto"))
     g = checks.check_num_splits(num_splits, x.shape[1], "x.shape[1]")
     n, c, h, w = x.shape
@@ -52,9 +58,20 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
         f"x: [{n}, {c}, {h}, {w}] {str(x.dtype).removeprefix('torch.')}, {layout}, on {x.device}",
         f"{n * g} slabs (images x subspaces) of G = {c // g} channels, {_size(c // g * h * w * x.element_size())} each",
     ]
+    if problem is not None:
+        lines.append(
+            "way: its layers are called one by one in eager PyTorch, several times slower than the operator, since"
+        )
+        return "\n".join([*lines, f"  {problem}"])
     backend = "reference" if route.way == "reference" else backends.resolve(route.backend, x.device)
     lines.append(f"backend: {backend} ({_backend_reason(asked, route, backend, x)})")
     lines.append(f"way: {_WAYS[route.way]}")
+    if layer is not None and hasattr(layer, "joins"):
+        joins = layer.joins(x)
+        where = (
+            "one vector for each kind of tensor, taken as they are" if joins is None else f"joined first, since {joins}"
+        )
+        lines.append(f"parameters: {where}")
     if route.dw_norm is not None:
         lines += _norms(route)
     if backend == "triton" and x.numel():

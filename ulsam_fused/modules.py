@@ -203,6 +203,10 @@ class ULSAM(SharesBatch, nn.Module):
             need_attention=need_attention, out_dtype=out_dtype, backend=self.backend, group=group,
         )  # fmt: skip
 
+    def joins(self, x: Tensor) -> str | None:
+        """Why `forward(x)` has to join its parameters first; None: they are vectors."""
+        return None
+
     def problem(self) -> str | None:
         """Why the fused operator cannot serve this layer as it is, so that its norms are called; None if it can."""
         if self.norm is None:

@@ -39,8 +39,8 @@ class _Upstream(modules.ULSAM):
         self._flat: Flat | None = None
         self._seen: Seen | None = None
         state_dict.accept_flat_keys(self)
-        self.register_load_state_dict_pre_hook(_before_loading)
-        self.register_load_state_dict_post_hook(_after_loading)
+        self.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def _subspaces(self) -> list[Any]:
         """The modules that hold the layers of a subspace."""
@@ -70,7 +70,7 @@ class _Upstream(modules.ULSAM):
         return layer_route(x, self, first.bn_dws, first.bn_point, pool_input=self.legacy_maxpool_input, group=group)
 
     def joins(self, x: Tensor) -> str | None:
-        """Why `forward(x)` has to join its parameters; None if they lie behind each other, and are taken as they are."""
+        """Why `forward(x)` has to join its parameters; None if they lie behind each other and are taken so."""
         if tracing.way_of(x) != "direct":
             return "something traces or watches this call"
         if self._flat is None or self._addresses() != self._flat.addresses:
@@ -92,7 +92,7 @@ class _Upstream(modules.ULSAM):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = self._addresses()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._addresses() != before:
             self.flatten_parameters()
         return self
@@ -101,7 +101,7 @@ class _Upstream(modules.ULSAM):
         return self.__dict__ | {"_flat": None, "_seen": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if not flat_tensors.came_from_another_process(self):
             self.flatten_parameters()
 
@@ -114,9 +114,15 @@ class _Upstream(modules.ULSAM):
     def _norm_attention(
         self, x: Tensor, *, out_dtype: torch.dtype | None = None, update: bool = True, need_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        found = None if self._seen is None else flat_tensors.still_flat(self._seen, self, x)
-        if found is not None:
-            return self._fused(*found, self._seen.first, out_dtype, update, need_attention, "direct")  # type: ignore[union-attr]
+        known = self._seen
+        found = None if known is None else known.flat(self, x)
+        if known is not None and found is not None:
+            like = x.shape, x.dtype, x.device, x.layout
+            accepted = like in known.accepted
+            results = self._fused(*found, known.first, out_dtype, update, need_attention, "direct", accepted)
+            if not accepted and len(known.accepted) < 100:
+                known.accepted.add(like)
+            return results
         problem = self.problem()
         if problem is not None:
             warn_once(self, problem)
@@ -126,7 +132,8 @@ class _Upstream(modules.ULSAM):
         tensors, dw, pw = subspace_layers.tensors_of(subspaces), settings_of(first.bn_dws), settings_of(first.bn_point)
         if self.joins(x) is None:
             assert self._flat is not None
-            self._seen = flat_tensors.seen(self, subspaces, self._flat)
+            if dw[2] is not None and pw[2] is not None:  # a momentum, so neither a frozen norm
+                self._seen = Seen(self, subspaces, self._flat)
             parameters = [t for t in tensors[: subspace_layers.PARAMETERS * g] if t is not None]
             x, vectors = flat_tensors.differentiable(x, self._flat.vectors, parameters)
             return self._fused(x, flat_tensors.vectors_of(vectors, dw, pw), first, out_dtype, update, need_attention)
@@ -146,13 +153,17 @@ class _Upstream(modules.ULSAM):
         update: bool,
         need_attention: bool,
         way: tracing.Way | None = None,
+        checked: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         layers: Any = first._modules
-        group = group_of((layers["bn_dws"], layers["bn_point"]), self.synchronised, self.process_group)
+        group = None
+        if vectors.dw_norm.training or vectors.pw_norm.training:
+            group = group_of((layers["bn_dws"], layers["bn_point"]), self.synchronised, self.process_group)
         return norm_attention(
             x, *vectors, self.num_splits, relu=type(layers["relu_dws"]) is nn.ReLU,
             pool_input=self.legacy_maxpool_input, update=update, need_attention=need_attention,
             out_dtype=out_dtype or authors_dtype(x), backend=self.backend, group=group, way=way,
+            checked=checked,
         )  # fmt: skip
 
     def _called(

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch._dynamo  # else each process imports it
@@ -33,7 +34,7 @@ def model() -> nn.Sequential:
     return net
 
 
-def last_norms(net: nn.Module) -> list[nn.Module]:
+def last_norms(net: nn.Module) -> list[Any]:
     """Those of the logits, in every layer."""
     return [module for name, module in net.named_modules() if name.endswith(("pw_norm", "bn_point"))]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ulsam_fused as uf
-from tests.helpers.authors import kind, part
 import ulsam_fused.flops  # registers what is counted below
+from tests.helpers.authors import kind, part
 from ulsam_fused.models import MobileNet, mobilenet_v1, mobilenet_v2
 from ulsam_fused.models.counting import count
 

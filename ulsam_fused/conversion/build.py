@@ -60,9 +60,7 @@ class Plan:
         return not as_authors or self.names != _AUTHORS_NAMES
 
 
-def _tree(
-    parts: list[Layers], alone: bool, activation: str | None, legacy: bool
-) -> upstream.ULSAM | upstream.SubSpace:
+def _tree(parts: list[Layers], alone: bool, activation: str | None, legacy: bool) -> upstream.ULSAM | upstream.SubSpace:
     """One layer of these very layers, which agree in settings and modes. alone: a `SubSpace` of the only ones."""
     group, g = parts[0].dw.in_channels, len(parts)
     layer: upstream.ULSAM | upstream.SubSpace
@@ -103,7 +101,7 @@ def plain(layer: modules.ULSAM | SharedULSAM) -> nn.Module:
     else:
         for k, subspace in enumerate(cast(reference.ULSAM, tree).subspaces):
             _fill(cast(reference.SubSpace, subspace), layer, k)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(tree, layer.process_group) if layer.synchronised else tree  # type: ignore[no-any-return]
+    return nn.SyncBatchNorm.convert_sync_batchnorm(tree, layer.process_group) if layer.synchronised else tree
 
 
 def _fill(subspace: reference.SubSpace, layer: modules.ULSAM, k: int) -> None:
@@ -127,7 +125,7 @@ def _cut(t: Tensor, k: int, g: int) -> Tensor:
     return t.detach()[k * size : (k + 1) * size].clone()
 
 
-def _norm_part(norm: nn.Module, k: int, g: int) -> nn.Module:
+def _norm_part(norm: nn.BatchNorm2d, k: int, g: int) -> nn.BatchNorm2d:
     """A copy of a norm, for the k-th of g parts of its channels."""
     process_group = getattr(norm, "process_group", None)
     new = copy.deepcopy(norm, {id(process_group): process_group})

@@ -113,6 +113,14 @@ class SharedULSAM(SharesBatch, _Shared):
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
 
+    def problem(self) -> str | None:
+        """Why the operator cannot serve: nothing that is looked at."""
+        return None
+
+    def joins(self, x: Tensor) -> str | None:
+        """Why `forward(x)` has to make vectors of its parameters."""
+        return "all subspaces share them"
+
     def _attention(
         self, x: Tensor, *, out_dtype: torch.dtype | None = None, update: bool = True, need_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:

@@ -11,12 +11,13 @@ this: the next call sees other addresses, and joins.
 
 import multiprocessing
 from collections.abc import Sequence
-from itertools import chain
 from operator import getitem
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils.hooks import RemovableHandle
 
 from . import tracing
 from .checks import PLAIN
@@ -82,8 +83,8 @@ def flatten(subspaces: Sequence[nn.Module]) -> Flat | None:
         for row in kinds:
             vectors.append(_join(row))
             for t, part in zip(row, _parts(vectors[-1], len(row)), strict=True):
-                if t is not None:
-                    t.data = torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(part)).view(t.shape)  # type: ignore[attr-defined]
+                if t is not None and part is not None:
+                    t.data = from_dlpack(to_dlpack(part)).view(t.shape)
     return Flat(vectors, addresses_of(tensors))
 
 
@@ -161,7 +162,7 @@ def differentiable(
     x: Tensor, vectors: Sequence[Tensor | None], parameters: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """x, and the vectors as functions of the parameters, which are their parts."""
-    learns = any([p.requires_grad for p in parameters])
+    learns = any([p.requires_grad for p in parameters])  # noqa: C419  a generator takes a microsecond
     if not (torch.is_grad_enabled() and (learns or x.requires_grad)):
         return x, vectors
     present = [v for v in vectors[:PARAMETERS] if v is not None]
@@ -173,88 +174,80 @@ def differentiable(
     return x if learns else through, [*found, *vectors[PARAMETERS:]]
 
 
-class Seen(NamedTuple):
-    """Layers that were found flat, so that the next call sees in a few microseconds whether they still are."""
+class Seen:
+    """A layer that was found flat, so that the next call sees in a few microseconds whether it still is.
 
-    layer: dict[str, Any]  # _modules of the whole layer; a replica has others
-    first: nn.Module  # subspace
-    vectors: list[Tensor | None]
-    holders: list[Any]  # _parameters or _buffers that hold the tensors, as `tensors_of` without those that are None
-    names: list[str]  # under which they hold them
-    addresses: list[int]
-    parameters: int  # how many of them are parameters
-    absent: list[tuple[Any, str]]  # where there is None
-    containers: list[Any]  # _modules of the layer and of what is inside
-    children: list[nn.Module]  # their values
-    attributes: list[Any]  # __dict__ of all that is inside
-    sizes: list[int]  # a `forward` of its own is one attribute more
-    hooks: list[Any]
-    dw_norms: list[Any]  # __dict__ of each
-    pw_norms: list[Any]
-    made: dict[tuple[Settings, Settings], Vectors]  # what calls without gradients take, by both norms' settings
+    Looked at are the addresses of the tensors, the modules inside, their hooks, how many attributes they have (a
+    `forward` of their own is one more), and the norms' settings.
+    """
 
+    def __init__(self, layer: nn.Module, subspaces: Sequence[nn.Module], flat: Flat) -> None:
+        """Of a layer that has no `problem`, and whose tensors are parts of the vectors."""
+        held = [(_holder(s, layer_name, name), name) for layer_name, name in KINDS for s in subspaces]
+        places = list(zip(held, flat.addresses, strict=True))
+        present = [(place, address) for place, address in places if address and place[1] != _COUNT]
+        counts = [(place, address) for place, address in places if address and place[1] == _COUNT]
+        inside = [m for s in subspaces for m in s.modules() if m is not layer]
+        self.layer = layer._modules  # a replica has others
+        self.first = subspaces[0]
+        self.vectors = flat.vectors
+        self.holders, self.names = [holder for (holder, _), _ in present], [name for (_, name), _ in present]
+        self.addresses = [address for _, address in present]
+        self.parameters = sum(name not in RUNNING for name in self.names)
+        self.counters, self.count_addresses = [holder for (holder, _), _ in counts], [address for _, address in counts]
+        self.absent = [place for place, address in places if not address]
+        self.containers = [layer._modules, *(m._modules for m in (*layer.children(), *subspaces))]
+        self.children = [dict(container) for container in self.containers]
+        self.attributes = [m.__dict__ for m in inside]
+        self.sizes = [len(attributes) for attributes in self.attributes]
+        self.hooks = [getattr(m, kind) for m in inside for kind in HOOKS]
+        self.hooks_ever = RemovableHandle.next_id
+        self.dw_norms: list[Any] = [s._modules["bn_dws"].__dict__ for s in subspaces]
+        self.pw_norms: list[Any] = [s._modules["bn_point"].__dict__ for s in subspaces]
+        self.made: dict[tuple[Settings, Settings], Vectors] = {}  # what calls without gradients take
+        self.accepted: set[object] = set()  # shapes, types and devices of x that were found valid
 
-_values, _data_ptr = dict.values, Tensor.data_ptr
-
-
-def seen(layer: nn.Module, subspaces: Sequence[nn.Module], flat: Flat) -> Seen | None:
-    """Of a layer that has no `problem`, and whose tensors are parts; None where other modules hold the tensors."""
-    held: list[tuple[Any, str]] = []
-    for kind, name in KINDS:
-        for s in subspaces:
-            module = cast(nn.Module, s._modules[kind])
-            held.append((module._buffers if name in RUNNING else module._parameters, name))
-    if not all(name in holder for holder, name in held):
-        return None
-    present = [(holder, name) for holder, name in held if holder[name] is not None]
-    containers = [layer._modules, *(m._modules for m in (*layer.children(), *subspaces) if m._modules)]
-    inside = [m for s in subspaces for m in s.modules() if m is not layer]
-    return Seen(
-        layer._modules,
-        subspaces[0],
-        flat.vectors,
-        [holder for holder, _ in present],
-        [name for _, name in present],
-        [address for address in flat.addresses if address],
-        sum(name not in RUNNING for _, name in present),
-        [(holder, name) for holder, name in held if holder[name] is None],
-        containers,
-        cast(list[nn.Module], list(chain.from_iterable(map(_values, containers)))),
-        [m.__dict__ for m in inside],
-        [len(m.__dict__) for m in inside],
-        [getattr(m, kind) for m in inside for kind in HOOKS],
-        [cast(nn.Module, s._modules["bn_dws"]).__dict__ for s in subspaces],
-        [cast(nn.Module, s._modules["bn_point"]).__dict__ for s in subspaces],
-        {},
-    )
-
-
-def still_flat(found: Seen, layer: nn.Module, x: Tensor) -> tuple[Tensor, Vectors] | None:
-    """x and the vectors of this call, if nothing has changed; None tells to look closely."""
-    if found.layer is not layer._modules or tracing.way_of(x) != "direct":
-        return None
-    try:
-        tensors = list(map(getitem, found.holders, found.names))
-        if (
-            list(map(_data_ptr, tensors)) != found.addresses
-            or list(chain.from_iterable(map(_values, found.containers))) != found.children
-            or any(found.hooks)
-            or list(map(len, found.attributes)) != found.sizes
-        ):
+    def flat(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Vectors] | None:
+        """x and the vectors of this call, if nothing has changed; None tells to look closely."""
+        if self.layer is not layer._modules or tracing.way_of(x) != "direct":
             return None
-        dw, pw = list(map(SETTINGS, found.dw_norms)), list(map(SETTINGS, found.pw_norms))
-    except (KeyError, TypeError, RuntimeError):  # gone, None, or without memory
-        return None
-    first, second = dw[0], pw[0]
-    if dw.count(first) != len(dw) or pw.count(second) != len(pw) or first[2] is None or second[2] is None:
-        return None
-    for holder, name in found.absent:
-        if holder[name] is not None:
+        try:
+            tensors = list(map(getitem, self.holders, self.names))
+            if (
+                list(map(_data_ptr, tensors)) != self.addresses
+                or self.containers != self.children
+                or list(map(len, self.attributes)) != self.sizes
+            ):
+                return None
+            dw, pw = list(map(SETTINGS, self.dw_norms)), list(map(SETTINGS, self.pw_norms))
+            first, second = dw[0], pw[0]
+            if (first[0] or second[0]) and [c[_COUNT].data_ptr() for c in self.counters] != self.count_addresses:
+                return None
+        except (KeyError, TypeError, AttributeError, RuntimeError):  # gone, None, or without memory
             return None
-    if torch.is_grad_enabled():
-        x, vectors = differentiable(x, found.vectors, tensors[: found.parameters])
-        return x, vectors_of(vectors, first, second)
-    key = first, second
-    if key not in found.made:
-        found.made[key] = vectors_of(found.vectors, first, second)
-    return x, found.made[key]
+        if dw.count(first) != len(dw) or pw.count(second) != len(pw) or first[2] is None or second[2] is None:
+            return None
+        if self.hooks_ever != RemovableHandle.next_id:
+            if any(self.hooks):
+                return None
+            self.hooks_ever = RemovableHandle.next_id
+        for holder, name in self.absent:
+            if holder[name] is not None:
+                return None
+        if torch.is_grad_enabled():
+            x, vectors = differentiable(x, self.vectors, tensors[: self.parameters])
+            return x, vectors_of(vectors, first, second)
+        key = first, second
+        if key not in self.made:
+            self.made[key] = vectors_of(self.vectors, first, second)
+        return x, self.made[key]
+
+
+_data_ptr = Tensor.data_ptr
+_COUNT = "num_batches_tracked"
+
+
+def _holder(subspace: nn.Module, layer: str, name: str) -> dict[str, Any]:
+    """Where a layer holds a tensor; a place without it, if it holds it elsewhere."""
+    module = cast(nn.Module, subspace._modules[layer])
+    return module._parameters if name in module._parameters else module._buffers

@@ -95,7 +95,7 @@ def is_batch_norm(norm: nn.Module) -> bool:
 
 
 def is_frozen_norm(norm: Any) -> bool:
-    """The frozen BatchNorm of torchvision, timm and detectron2, which has no other mode; known by its name and buffers."""
+    """The frozen BatchNorm of torchvision, timm and detectron2, which has no other mode; by its name and buffers."""
     names = ("weight", "bias", "running_mean", "running_var")
     return (
         type(norm).__name__ == "FrozenBatchNorm2d" and hasattr(norm, "eps") and all(n in norm._buffers for n in names)

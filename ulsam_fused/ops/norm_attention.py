@@ -37,16 +37,13 @@ def norm_attention(
     backend: str = "auto",
     group: Group | None = None,  # with which statistics of the batch are shared
     way: Way | None = None,  # `tracing.way_of(x)`, where it is known
+    checked: bool = False,  # the arguments are known to be valid
 ) -> tuple[Tensor, Tensor | None]:
     """y [N,C,H,W], A [N,g,H,W] (None or empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
     gamma1, beta1, mean1, var1 = norm_tensors(dw_norm)
     gamma2, beta2, mean2, var2 = norm_tensors(pw_norm)
-    if not checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
-        num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-    if not checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, x.shape[1]):
-        checks.check_norm_parameters(x, dw_weight.dtype, gamma1, beta1, x.shape[1], "dw_norm")
-    if not checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, num_splits):
-        checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
+    if not checked:
+        num_splits = _check(x, dw_weight, dw_bias, gamma1, beta1, pw_weight, pw_bias, gamma2, beta2, num_splits)
     if out_dtype is not None:
         checks.check_out_dtype(out_dtype)
     # by torch.nn.BatchNorm2d's rule
@@ -111,6 +108,28 @@ def norm_attention(
         options, Exchange(running1 if fixed1 is None else None, running2 if fixed2 is None else None, group), route,
         dw_bias=dw_bias if fixed1 is None else None, pw_bias=pw_bias if fixed2 is None else None,
     )  # fmt: skip
+
+
+def _check(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    gamma1: Tensor,
+    beta1: Tensor,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    gamma2: Tensor,
+    beta2: Tensor,
+    num_splits: int,
+) -> int:
+    """num_splits as an int, all tensors fitting x."""
+    if not checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias):
+        num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
+    if not checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, x.shape[1]):
+        checks.check_norm_parameters(x, dw_weight.dtype, gamma1, beta1, x.shape[1], "dw_norm")
+    if not checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, num_splits):
+        checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
+    return num_splits
 
 
 def layer_route(

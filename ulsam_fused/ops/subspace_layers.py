@@ -82,10 +82,10 @@ def _settings(layer: Any) -> object:
     if not _norm(layer):
         return type(layer) is nn.Identity
     settings, frozen = settings_of(layer), is_frozen_norm(layer)
-    counts = None if frozen or settings[2] is not None else layer.num_batches_tracked
-    # without a momentum the count is one; who traces cannot look at it
-    plain = counts is not None and not counts.is_meta and not torch.compiler.is_compiling()
-    return *settings, frozen, getattr(layer, "process_group", ""), int(counts) if plain else None
+    count = None if frozen or settings[2] is not None else layer.num_batches_tracked
+    if count is not None:  # without a momentum a batch weighs 1 / count; who traces cannot look at it
+        count = None if count.is_meta or torch.compiler.is_compiling() else int(count)
+    return *settings, frozen, getattr(layer, "process_group", ""), count
 
 
 def _convolution(layer: Any) -> bool:
