@@ -59,19 +59,13 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
         f"{n * g} slabs (images x subspaces) of G = {c // g} channels, {_size(c // g * h * w * x.element_size())} each",
     ]
     if problem is not None:
-        lines.append(
-            "way: its layers are called one by one in eager PyTorch, several times slower than the operator, since"
-        )
-        return "\n".join([*lines, f"  {problem}"])
+        lines.append(f"way: its layers are called one by one in eager PyTorch, several times slower, since {problem}")
+        return "\n".join(lines)
     backend = "reference" if route.way == "reference" else backends.resolve(route.backend, x.device)
     lines.append(f"backend: {backend} ({_backend_reason(asked, route, backend, x)})")
     lines.append(f"way: {_WAYS[route.way]}")
-    if layer is not None and hasattr(layer, "joins"):
-        joins = layer.joins(x)
-        where = (
-            "one vector for each kind of tensor, taken as they are" if joins is None else f"joined first, since {joins}"
-        )
-        lines.append(f"parameters: {where}")
+    if joins is not None:
+        lines.append(f"parameters: joined into vectors first, since {joins}")
     if route.dw_norm is not None:
         lines += _norms(route)
     if backend == "triton" and x.numel():

@@ -98,15 +98,11 @@ def assert_same_step(theirs: nn.Module, ours: uf.ULSAM, x: Tensor, dy: Tensor) -
 
 def rounding(ours: uf.ULSAM, x: Tensor, dy: Tensor) -> float:
     """What autograd may lose where a norm makes the terms of a gradient cancel: epsilon times their magnitude."""
-    weights = [p.abs().max() for name, p in ours.named_parameters() if kind(name) == "pw_weight"]
-    terms = dy.abs().sum() * x.abs().max() ** 2 * torch.stack(weights).max()
-    for name in ("dw_norm.weight", "pw_norm.weight"):
-        gammas = [p.abs().max() for own, p in ours.named_parameters() if kind(own) == name]
-        terms = (
-            terms
-            * torch.stack(gammas).max()
-            / min(m.eps for m in ours.modules() if isinstance(m, nn.BatchNorm2d)) ** 0.5
-        )
+    own = {**dict(ours.named_parameters()), **dict(ours.named_buffers())}
+    least = min(getattr(module, "eps", 1.0) for module in ours.modules())
+    terms = dy.abs().sum() * x.abs().max() ** 2 / least
+    for name in ("pw_weight", "dw_norm.weight", "pw_norm.weight"):
+        terms = terms * max([t.abs().max().item() for key, t in own.items() if kind(key) == name], default=1.0)
     return 8 * torch.finfo(torch.float64).eps * terms.item()
 
 
