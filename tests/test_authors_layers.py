@@ -421,7 +421,7 @@ def test_frozen_norms_are_understood(recwarn: pytest.WarningsRecorder) -> None:
 
 
 def test_frozen_norms_of_other_packages() -> None:
-    freeze = pytest.importorskip("timm.utils", exc_type=ImportError).freeze_batch_norm_2d
+    freeze = pytest.importorskip("timm.layers", exc_type=ImportError).freeze_batch_norm_2d
     theirs, ours = pair(6, 3)
     step(theirs, X, DY)
     ours.load_state_dict(theirs.state_dict())
@@ -476,3 +476,17 @@ def test_counts_that_differ_without_a_momentum() -> None:
         norms(module, "bn_dws")[1].num_batches_tracked.add_(3)
     with pytest.warns(UserWarning, match=r"subspaces\.1\.bn_dws differs from subspaces\.0\.bn_dws"):
         assert_same_step(theirs, ours, X, DY)
+
+
+def test_unfused_layers_are_seen_through() -> None:
+    forms = [
+        uf.ULSAM(6, 3), uf.ULSAM(6, 3, bias=True, norm="batch", activation="relu"), uf.upstream.ULSAM(6, num_splits=3),
+        nn.Sequential(uf.upstream.SubSpace(6)),
+    ]  # fmt: skip
+    x = torch.randn(2, 3, 5, 4)
+    for layer in forms:
+        model = uf.unfuse(nn.Sequential(nn.Conv2d(3, 6, 1), layer, nn.ReLU())).eval()
+        traced = torch.fx.symbolic_trace(model)
+        assert {"maxpool", "softmax"} <= {str(node.target).rsplit(".", 1)[-1] for node in traced.graph.nodes}
+        for other in (traced, torch.jit.script(model)):
+            torch.testing.assert_close(other(x), model(x))

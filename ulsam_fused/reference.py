@@ -167,17 +167,16 @@ class SubSpace(nn.Module):
         self.softmax = nn.Softmax(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return attend(self, x)[0]
+        return self.attend(x)[0]
 
-
-def attend(subspace: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """y and A [N, 1, H, W] of a module with the layers and names of `SubSpace`."""
-    out = subspace.relu_dws(subspace.bn_dws(subspace.conv_dws(x)))
-    out = subspace.maxpool(x if subspace.legacy_maxpool_input else out)
-    out = subspace.relu_point(subspace.bn_point(subspace.conv_point(out)))
-    n, one, h, w = out.shape
-    attention = subspace.softmax(out.view(n, one, -1)).view(n, one, h, w)
-    return torch.mul(attention.expand(n, x.shape[1], h, w), x) + x, attention
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y, and A [N, 1, H, W]."""
+        out = self.relu_dws(self.bn_dws(self.conv_dws(x)))
+        out = self.maxpool(x if self.legacy_maxpool_input else out)
+        out = self.relu_point(self.bn_point(self.conv_point(out)))
+        n, one, h, w = out.shape
+        attention = self.softmax(out.view(n, one, -1)).view(n, one, h, w)
+        return torch.mul(attention.expand(n, x.shape[1], h, w), x) + x, attention
 
 
 class ULSAM(nn.Module):
@@ -194,4 +193,4 @@ class ULSAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chunks = torch.chunk(x, self.num_splits, dim=1)
-        return torch.cat([subspace(chunk) for subspace, chunk in zip(self.subspaces, chunks, strict=True)], dim=1)
+        return torch.cat([subspace(chunks[i]) for i, subspace in enumerate(self.subspaces)], dim=1)

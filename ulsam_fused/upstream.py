@@ -173,12 +173,12 @@ class _Upstream(modules.ULSAM):
         checks.check_x(x)
         if x.shape[1] != self.channels:
             raise ValueError(f"x must have {self.channels} channels, got shape {list(x.shape)}")
-        subspaces, chunks = self._subspaces(), x.chunk(self.num_splits, dim=1)
+        subspaces, chunks, attend = self._subspaces(), x.chunk(self.num_splits, dim=1), reference.SubSpace.attend
         if not need_attention and out_dtype is None:
-            ys = [reference.attend(s, c)[0] if s is self else s(c) for s, c in zip(subspaces, chunks, strict=True)]
+            ys = [attend(s, c)[0] if s is self else s(c) for s, c in zip(subspaces, chunks, strict=True)]
             return torch.cat(ys, dim=1), None
         with buffers_untouched(self, not update):
-            maps = torch.cat([reference.attend(s, c)[1] for s, c in zip(subspaces, chunks, strict=True)], dim=1)
+            maps = torch.cat([attend(s, c)[1] for s, c in zip(subspaces, chunks, strict=True)], dim=1)
         attention = maps.to(torch.promote_types(maps.dtype, torch.float32))
         y = (1 + attention).repeat_interleave(self.channels // self.num_splits, dim=1) * x
         return y.to(out_dtype or x.dtype), attention
