@@ -193,4 +193,7 @@ class ULSAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chunks = torch.chunk(x, self.num_splits, dim=1)
-        return torch.cat([subspace(chunks[i]) for i, subspace in enumerate(self.subspaces)], dim=1)
+        ys = []
+        for k, subspace in enumerate(self.subspaces):  # as TorchScript and torch.fx can read it
+            ys.append(subspace(chunks[k]))
+        return torch.cat(ys, dim=1)

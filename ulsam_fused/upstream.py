@@ -173,7 +173,8 @@ class _Upstream(modules.ULSAM):
         checks.check_x(x)
         if x.shape[1] != self.channels:
             raise ValueError(f"x must have {self.channels} channels, got shape {list(x.shape)}")
-        subspaces, chunks, attend = self._subspaces(), x.chunk(self.num_splits, dim=1), reference.SubSpace.attend
+        subspaces, chunks = self._subspaces(), x.chunk(self.num_splits, dim=1)
+        attend: Callable[[Any, Tensor], tuple[Tensor, Tensor]] = reference.SubSpace.attend
         if not need_attention and out_dtype is None:
             ys = [attend(s, c)[0] if s is self else s(c) for s, c in zip(subspaces, chunks, strict=True)]
             return torch.cat(ys, dim=1), None

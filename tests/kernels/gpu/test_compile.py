@@ -104,9 +104,9 @@ def test_host_path_can_be_timed(tmp_path: pathlib.Path) -> None:
     for _, whole, bound, triton_alone, over, *_ in rows.values():
         assert min(whole, bound, triton_alone) > 0
         assert over == pytest.approx(whole - triton_alone, abs=0.11)
-    # with Triton 3.7.1 and torch 2.13, 37 and 49 functions of Python, 23 and 46 others
+    # with Triton 3.7.1 and torch 2.13, 38 and 41 functions of Python, 24 and 50 others
     kept = triton.__version__.startswith(("3.6.", "3.7.", "3.9."))
-    limits = {"paper's form, no gradient": (41, 25), "authors' form in eval mode, no gradient": (53, 49)}
+    limits = {"paper's form, no gradient": (41, 25), "authors' form in eval mode, no gradient": (45, 53)}
     for name, (python, other) in limits.items():
         assert rows[name][-2] <= python + 20 * (not kept), name
         assert rows[name][-1] <= other + 60 * (not kept), name
