@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize, prune, skip_init
 
 import ulsam_fused as uf
 from tests.helpers.authors import assert_close, assert_same_step, norms, pair, step
+from ulsam_fused.conversion.pattern import Layers
+from ulsam_fused.conversion.shared_weights import SharedULSAM
 
 X, DY = torch.randn(2, 2, 6, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
 MOVED = "they do not lie behind each other"
@@ -467,6 +469,45 @@ def test_other_norms_of_the_flat_layer_are_called() -> None:
     hooked.dw_norm.register_forward_hook(twice)
     with pytest.warns(UserWarning, match="dw_norm has hooks"):
         hooked(X)
+
+
+def test_shared_layers_are_called_or_understood() -> None:
+    for make, routed in (
+        (FrozenBatchNorm2d, "running statistics"),
+        (lambda n: nn.InstanceNorm2d(3), "called one by one"),
+    ):
+        layers = Layers(nn.Conv2d(3, 3, 1, groups=3), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
+        shared: Any = SharedULSAM(layers, 2).double()
+        replace(shared, "dws_bn", make)
+        plain = uf.unfuse(copy.deepcopy(shared))
+        assert routed in uf.explain(X, shared)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            maps = shared.attention(X)
+            assert_close("buffers", shared.point_bn.running_var, plain.point_bn.running_var)
+            y, expected = shared(X), plain(X)
+        assert len(warned) == (routed == "called one by one")
+        assert_close("y - x", (y - X).detach(), (expected - X).detach())
+        assert_close("A", (maps.repeat_interleave(3, 1) * X).detach(), (expected - X).detach())
+        assert_close("buffers", shared.point_bn.running_var, plain.point_bn.running_var)
+
+
+@pytest.mark.slow  # torch.compile traces
+def test_unusual_layers_compile_and_trace() -> None:
+    for change in (new_data, lambda m: replace(m.subspaces[1], "bn_dws", lambda n: nn.InstanceNorm2d(2))):
+        _, ours = pair(6, 3)
+        change(ours)
+        plain = uf.unfuse(copy.deepcopy(ours))
+        torch.compiler.reset()
+        ours.compile(fullgraph=True, backend="aot_eager")
+        assert_same_step(plain, ours, X, DY)
+        ours = copy.deepcopy(ours)  # which is not compiled
+        assert_same_step(plain, ours, X, DY)
+    traced = torch.jit.trace(ours.eval(), X)
+    with torch.no_grad():
+        for module in (ours, traced):
+            assert_close("traced", traced(X) - X, uf.unfuse(copy.deepcopy(ours))(X) - X)
+            module.subspaces[0].bn_point.weight.mul_(2)
 
 
 def test_counts_that_differ_without_a_momentum() -> None:

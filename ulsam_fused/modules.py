@@ -176,7 +176,7 @@ class ULSAM(SharesBatch, nn.Module):
         """Which way `forward(x)` would take now; `ulsam_fused.explain` says it in words."""
         if self.norm is None or self.problem() is not None:
             return general_route(x, backends.requested(self.backend))
-        dw_norm, pw_norm = norms_of(self)
+        dw_norm, pw_norm = map(as_batch_norm, norms_of(self))
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
 

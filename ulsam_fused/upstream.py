@@ -16,7 +16,7 @@ from .distributed import group_of
 from .ops import checks, flat_tensors, subspace_layers, tracing
 from .ops.called_layers import buffers_untouched, warn_once
 from .ops.flat_tensors import Flat, Seen, Vectors
-from .ops.module_tensors import settings_of
+from .ops.module_tensors import as_batch_norm, settings_of
 from .ops.norm_attention import authors_dtype, layer_route, norm_attention
 from .ops.routes import Route, general_route
 
@@ -66,8 +66,9 @@ class _Upstream(modules.ULSAM):
         if self.problem() is not None:
             return general_route(x, backends.requested(self.backend))
         first = self._subspaces()[0]
-        group = group_of((first.bn_dws, first.bn_point), self.synchronised, self.process_group)
-        return layer_route(x, self, first.bn_dws, first.bn_point, pool_input=self.legacy_maxpool_input, group=group)
+        dw_norm, pw_norm = as_batch_norm(first.bn_dws), as_batch_norm(first.bn_point)
+        group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
+        return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
 
     def joins(self, x: Tensor) -> str | None:
         """Why `forward(x)` has to join its parameters; None if they lie behind each other and are taken so."""
@@ -98,7 +99,8 @@ class _Upstream(modules.ULSAM):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_flat": None, "_seen": None}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"_flat": None, "_seen": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -108,7 +110,7 @@ class _Upstream(modules.ULSAM):
     def __copy__(self) -> Any:
         """A shallow copy has the same tensors, which stay where they are."""
         new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        new.__dict__.update(super().__getstate__())  # type: ignore[no-untyped-call]
         return new
 
     def _norm_attention(

@@ -54,7 +54,7 @@ def buffers_untouched(module: nn.Module, untouched: bool) -> Iterator[None]:
 
 def warn_once(layer: nn.Module, problem: str) -> None:
     """Say that the layer is slower than it could be, and why."""
-    if not layer.__dict__.get("_warned"):
+    if not (layer.__dict__.get("_warned") or torch.compiler.is_compiling()):
         layer._warned = True  # type: ignore[assignment]
         warnings.warn(
             f"{type(layer).__name__} calls its layers one by one in eager PyTorch, which is several times slower than "

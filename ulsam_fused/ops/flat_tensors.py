@@ -76,6 +76,8 @@ def flatten(subspaces: Sequence[nn.Module]) -> Flat | None:
     tensors = tensors_of(subspaces)
     present = [t for t in tensors if t is not None]
     kinds = rows(tensors, len(subspaces))
+    if any(len({t.numel() for t in row if t is not None}) > 1 for row in kinds):
+        return None
     if len({id(t) for t in present}) < len(present) or not all(map(_can_be_a_part, present)) or any(map(differ, kinds)):
         return None
     vectors: list[Tensor | None] = []

@@ -38,8 +38,8 @@ def rows(tensors: Sequence[Tensor | None], g: int) -> list[Sequence[Tensor | Non
 
 
 def differ(row: Sequence[Tensor | None]) -> bool:
-    """Whether a kind's tensors cannot be one vector."""
-    return len({None if t is None else (t.dtype, t.device, t.numel()) for t in row}) > 1
+    """Whether a kind's tensors cannot be one vector. Sizes are those of the layers: tracers make tensors of numbers."""
+    return len({None if t is None else (t.dtype, t.device) for t in row}) > 1
 
 
 def problem(subspaces: Sequence[nn.Module], layer: nn.Module) -> str | None:
@@ -64,7 +64,7 @@ def problem(subspaces: Sequence[nn.Module], layer: nn.Module) -> str | None:
         return f"{names[0]}relu_dws differs from {names[0]}relu_point"
     for (part, tensor), row in zip(KINDS, rows(tensors_of(subspaces), len(subspaces)), strict=True):
         if differ(row):
-            return f"{part}.{tensor} differs between subspaces in type, size or device"
+            return f"{part}.{tensor} differs between subspaces in type or device"
     return None
 
 
@@ -80,7 +80,7 @@ def unknown(subspace: nn.Module, prefix: str) -> str | None:
 def _settings(layer: Any) -> object:
     """What must be the same in all subspaces."""
     if not _norm(layer):
-        return type(layer) is nn.Identity
+        return type(layer) is nn.Identity, getattr(layer, "in_channels", None)
     settings, frozen = settings_of(layer), is_frozen_norm(layer)
     count = None if frozen or settings[2] is not None else layer.num_batches_tracked
     if count is not None:  # without a momentum a batch weighs 1 / count; who traces cannot look at it
@@ -128,3 +128,6 @@ _KNOWN = {
     "conv_dws": _depthwise, "bn_dws": _norm, "relu_dws": _activation, "maxpool": _pool,
     "conv_point": _pointwise, "bn_point": _norm, "relu_point": _activation, "softmax": _softmax,
 }  # fmt: skip
+
+KNOWN_TENSORS = (_depthwise, _norm, _pointwise, _norm)
+"""Whether the operator knows a depthwise convolution, its norm, a pointwise convolution, its norm."""
