@@ -70,6 +70,7 @@ def test_a_process_without_gradients_takes_part_in_the_exchange(backend: str, mo
 def test_norms_of_one_layer_are_synchronised_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     layer = uf.upstream.ULSAM(4, num_splits=2)
-    layer.dw_norm = nn.SyncBatchNorm.convert_sync_batchnorm(layer.dw_norm)
+    for subspace in layer.subspaces:
+        subspace.bn_dws = nn.SyncBatchNorm.convert_sync_batchnorm(subspace.bn_dws)
     with pytest.raises(ValueError, match="both norms"):
         layer(torch.randn(2, 4, 3, 3))

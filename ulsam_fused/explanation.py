@@ -25,6 +25,10 @@ class _Layer(Protocol):
 
     def route(self, x: Tensor) -> Route: ...
 
+    def problem(self) -> str | None: ...
+
+    def joins(self, x: Tensor) -> str | None: ...
+
 
 def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
     """Which backend and launches a call would take, and why. Nothing is computed.
@@ -47,7 +51,9 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
         if x.shape[1] != layer.channels:
             raise ValueError(f"x must have {layer.channels} channels, as the layer has, got {list(x.shape)}")
         num_splits, asked, route = layer.num_splits, layer.backend, layer.route(x)
+        problem, joins = layer.problem(), layer.joins(x)
     else:
+        problem = joins = None
         num_splits, asked, route = num_splits_or_layer, "auto", general_route((x,), backends.requested("auto"))
     g = checks.check_num_splits(num_splits, x.shape[1], "x.shape[1]")
     n, c, h, w = x.shape
@@ -56,9 +62,14 @@ def explain(x: Tensor, num_splits_or_layer: int | nn.Module) -> str:
         f"x: [{n}, {c}, {h}, {w}] {str(x.dtype).removeprefix('torch.')}, {layout}, on {x.device}",
         f"{n * g} slabs (images x subspaces) of G = {c // g} channels, {_size(c // g * h * w * x.element_size())} each",
     ]
+    if problem is not None:
+        lines.append(f"way: its layers are called one by one in eager PyTorch, several times slower, since {problem}")
+        return "\n".join(lines)
     backend = "reference" if route.way in ("reference", "plain") else backends.resolve(route.backend, x.device)
     lines.append(f"backend: {backend} ({_backend_reason(asked, route, backend, x)})")
     lines.append(f"way: {_WAYS[route.way]}")
+    if joins is not None:
+        lines.append(f"parameters: joined into vectors first, since {joins}")
     if route.dw_norm is not None:
         lines += _norms(route)
     if backend == "triton" and x.numel():

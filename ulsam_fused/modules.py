@@ -9,7 +9,17 @@ from . import backends, state_dict
 from .distributed import SharesBatch, group_of
 from .functional import subspace_attention
 from .ops import checks
-from .ops.module_tensors import convolution_tensors, norms_of
+from .ops.called_layers import buffers_untouched, warn_once, with_called_norms
+from .ops.module_tensors import (
+    as_batch_norm,
+    convolution_tensors,
+    described,
+    is_batch_norm,
+    is_frozen_norm,
+    is_plain_norm,
+    norms_of,
+    overridden,
+)
 from .ops.norm_attention import layer_route, norm_attention
 from .ops.one_call import OneCall, Placeholder
 from .ops.routes import Route, general_route
@@ -55,8 +65,6 @@ class ULSAM(SharesBatch, OneCall, nn.Module):
     subspace_prefix = "subspaces.{}."
     """What stands before the authors' keys of a subspace in a state dict."""
 
-    writes_authors_keys = False
-
     legacy_maxpool_input = False
     """Whether x itself is pooled, as the authors' code did before October 2020."""
 
@@ -83,15 +91,11 @@ class ULSAM(SharesBatch, OneCall, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = checks.check_channels(channels)
-        self.num_splits = checks.check_num_splits(num_splits, self.channels, "channels")
         checks.check_activation(activation)
         has_norm = checks.check_norm(norm)
-        checks.check_out_dtype(out_dtype)
+        self._configure(channels, num_splits, out_dtype, backend)
         self.activation = activation
         self.norm = norm
-        self.out_dtype = out_dtype
-        self.backend = backends.check_backend(backend)
         self.dw_weight = nn.Parameter(torch.empty(self.channels, device=device, dtype=dtype))
         self.pw_weight = nn.Parameter(torch.empty(self.channels, device=device, dtype=dtype))
         if bias:
@@ -106,6 +110,13 @@ class ULSAM(SharesBatch, OneCall, nn.Module):
             self.pw_norm = nn.BatchNorm2d(self.num_splits, eps, momentum, device=device, dtype=dtype)
             state_dict.accept_authors_keys(self)
         self.reset_parameters()
+
+    def _configure(self, channels: int, num_splits: int, out_dtype: torch.dtype | None, backend: str) -> None:
+        self.channels = checks.check_channels(channels)
+        self.num_splits = checks.check_num_splits(num_splits, self.channels, "channels")
+        checks.check_out_dtype(out_dtype)
+        self.out_dtype = out_dtype
+        self.backend = backends.check_backend(backend)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from the initial distribution."""
@@ -166,9 +177,9 @@ class ULSAM(SharesBatch, OneCall, nn.Module):
 
     def route(self, x: Tensor) -> Route:
         """Which way `forward(x)` would take now; `ulsam_fused.explain` says it in words."""
-        if self.norm is None:
+        if self.norm is None or self.problem() is not None:
             return general_route((x, *self.parameters()), backends.requested(self.backend))
-        dw_norm, pw_norm = norms_of(self)
+        dw_norm, pw_norm = map(as_batch_norm, norms_of(self))
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
 
@@ -177,16 +188,42 @@ class ULSAM(SharesBatch, OneCall, nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         dw_norm, pw_norm = norms_of(self)
         dw_weight, dw_bias, pw_weight, pw_bias = convolution_tensors(self)
+        relu, pool_input = self.activation is not None, self.legacy_maxpool_input
+        if not (is_plain_norm(dw_norm) and is_plain_norm(pw_norm)):
+            problem = self.problem()
+            if problem is not None:
+                warn_once(self, problem)
+                with buffers_untouched(self, not update):
+                    return with_called_norms(
+                        x, dw_weight, dw_bias, dw_norm, pw_weight, pw_bias, pw_norm, self.num_splits,
+                        relu=relu, pool_input=pool_input, out_dtype=out_dtype,
+                    )  # fmt: skip
+            dw_norm, pw_norm = as_batch_norm(dw_norm), as_batch_norm(pw_norm)
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return norm_attention(
             x, dw_weight, dw_bias, dw_norm, pw_weight, pw_bias, pw_norm, self.num_splits,
-            relu=self.activation is not None, pool_input=self.legacy_maxpool_input, update=update,
+            relu=relu, pool_input=pool_input, update=update,
             need_attention=need_attention, out_dtype=out_dtype, backend=self.backend, group=group,
         )  # fmt: skip
 
+    def joins(self, x: Tensor) -> str | None:
+        """Why `forward(x)` has to join its parameters first; None: they are vectors."""
+        return None
+
+    def problem(self) -> str | None:
+        """Why the fused operator cannot serve this layer as it is, so that its norms are called; None if it can."""
+        if self.norm is None:
+            return None
+        for name, norm in zip(("dw_norm", "pw_norm"), norms_of(self), strict=True):
+            if not (is_batch_norm(norm) or is_frozen_norm(norm)):
+                return f"{name} is {described(norm)}"
+            if overridden(norm):
+                return f"{name} has hooks or a forward of its own"
+        return None
+
     def extra_repr(self) -> str:
         parts = [f"{self.channels}, num_splits={self.num_splits}"]
-        if self.dw_bias is not None:
+        if getattr(self, "dw_bias", None) is not None:
             parts.append("bias=True")
         for name in ("activation", "norm", "out_dtype"):
             value = getattr(self, name)

@@ -138,6 +138,7 @@ class SubSpace(nn.Module):
         activation: "relu" or None.
         momentum, eps: of both BatchNorms.
         legacy_maxpool_input: pool x itself, as the authors' code did before October 2020.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -150,26 +151,32 @@ class SubSpace(nn.Module):
         momentum: float | None = 0.9,
         eps: float = 1e-5,
         legacy_maxpool_input: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.legacy_maxpool_input = legacy_maxpool_input
-        self.conv_dws = nn.Conv2d(nin, nin, kernel_size=1, groups=nin, bias=bias)
-        self.bn_dws = nn.BatchNorm2d(nin, momentum=momentum, eps=eps) if norm else nn.Identity()
+        made: Any = {"device": device, "dtype": dtype}
+        self.conv_dws = nn.Conv2d(nin, nin, kernel_size=1, groups=nin, bias=bias, **made)
+        self.bn_dws = nn.BatchNorm2d(nin, momentum=momentum, eps=eps, **made) if norm else nn.Identity()
         self.relu_dws = nn.ReLU() if activation else nn.Identity()
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
-        self.conv_point = nn.Conv2d(nin, 1, kernel_size=1, bias=bias)
-        self.bn_point = nn.BatchNorm2d(1, momentum=momentum, eps=eps) if norm else nn.Identity()
+        self.conv_point = nn.Conv2d(nin, 1, kernel_size=1, bias=bias, **made)
+        self.bn_point = nn.BatchNorm2d(1, momentum=momentum, eps=eps, **made) if norm else nn.Identity()
         self.relu_point = nn.ReLU() if activation else nn.Identity()
         self.softmax = nn.Softmax(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x)[0]
+
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y, and A [N, 1, H, W]."""
         out = self.relu_dws(self.bn_dws(self.conv_dws(x)))
         out = self.maxpool(x if self.legacy_maxpool_input else out)
         out = self.relu_point(self.bn_point(self.conv_point(out)))
         n, one, h, w = out.shape
-        out = self.softmax(out.view(n, one, -1)).view(n, one, h, w)
-        out = torch.mul(out.expand(n, x.shape[1], h, w), x)
-        return out + x
+        attention = self.softmax(out.view(n, one, -1)).view(n, one, h, w)
+        return torch.mul(attention.expand(n, x.shape[1], h, w), x) + x, attention
 
 
 class ULSAM(nn.Module):

@@ -1,7 +1,7 @@
-"""The authors' state dict over flat parameters: its keys and shapes are written and read by hooks.
+"""Two forms of a state dict: the authors', with layers for each subspace, and the flat one, of one vector for all.
 
-In memory one vector serves all subspaces; on disk every subspace has its own layers. Both directions cut or join, and
-what a checkpoint lacks or has too much of is reported under the authors' names.
+A layer of one form loads the other, too: hooks join or cut. What a checkpoint lacks or has too much of is reported
+under the authors' names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ KEYS = {
 }
 
 
-def write_authors_keys(layer: nn.Module) -> None:
-    """From now on `layer.state_dict()` has the authors' keys."""
-    layer.register_state_dict_post_hook(_to_authors)
-
-
 def accept_authors_keys(layer: nn.Module) -> None:
-    """From now on the layer loads state dicts with the authors' keys beside its own."""
+    """From now on the flat layer loads state dicts with the authors' keys, too."""
     layer.register_load_state_dict_pre_hook(_from_authors)
+
+
+def accept_flat_keys(layer: nn.Module) -> None:
+    """From now on the layer with the authors' names loads flat state dicts, too."""
+    layer.register_load_state_dict_pre_hook(_from_flat)
 
 
 def authors_shape(name: str, group: int) -> tuple[int, ...]:
@@ -49,21 +49,13 @@ def _subspaces(layer: Any, prefix: str) -> Iterator[str]:
         yield prefix + layer.subspace_prefix.format(i)
 
 
-def _to_authors(layer: Any, state_dict: Any, prefix: str, local_metadata: dict[str, Any]) -> None:
-    group = layer.channels // layer.num_splits
-    flat = {name: state_dict.pop(prefix + name) for name in KEYS if prefix + name in state_dict}
-    parts = {name: _parts(t, layer.num_splits) for name, t in flat.items()}
-    for i, subspace in enumerate(_subspaces(layer, prefix)):
-        for name in flat:
-            part = parts[name][i]
-            # counts are copies: state dicts do not repeat memory, which some file formats refuse
-            state_dict[subspace + KEYS[name]] = part.view(authors_shape(name, group)) if part.dim() else part.clone()
-    metadata = getattr(state_dict, "_metadata", None)
-    if metadata is not None:
-        for here, there in (("dw_norm", "bn_dws"), ("pw_norm", "bn_point")):
-            version = metadata.pop(prefix + here, None)
-            for subspace in _subspaces(layer, prefix):
-                metadata[subspace + there] = version
+def _from_flat(layer: Any, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    for name, key in KEYS.items():
+        t = state_dict.pop(prefix + name, None)
+        if t is not None:
+            shape = authors_shape(name, layer.channels // layer.num_splits)
+            for subspace, part in zip(_subspaces(layer, prefix), _parts(t, layer.num_splits), strict=True):
+                state_dict[subspace + key] = part.reshape(shape)
 
 
 def _from_authors(
@@ -78,7 +70,7 @@ def _from_authors(
 ) -> None:
     own = _own(layer)
     given = any(subspace + KEYS[name] in state_dict for subspace in _subspaces(layer, prefix) for name in own)
-    if not given and (any(prefix + name in state_dict for name in own) or not layer.writes_authors_keys):
+    if not given:
         return  # its own keys, or none
     has_counts = local_metadata.get("version") is not None  # PyTorch, too, does not miss them in older files
     for name, t in own.items():

@@ -143,18 +143,15 @@ def test_inside_a_network(inplace: bool) -> None:
             module.zero_grad()
             module(x).square().sum().backward()
     assert_close("gradient of the stem", ours.stem[0].weight.grad, original.stem[0].weight.grad)
-    assert_close("running mean", ours.old.dw_norm.running_mean, joined(original.old, "bn_dws.running_mean"))
-    assert int(ours.old.dw_norm.num_batches_tracked) == 4  # used twice
+    for name, mean in ours.old.named_buffers():
+        assert_close(name, mean, original.old.get_buffer(name))
+    assert {int(part.bn_dws.num_batches_tracked) for part in ours.old.subspaces} == {4}  # used twice
     assert int(ours.shared.dws_bn.num_batches_tracked) == 4
     ours.eval()
     original.eval()
     assert_close("result", ours(x), original(x))
     old, new = original.attention(X), ours.attention(X)
     assert_close("y - x", new - X, old - X)
-
-
-def joined(whole: nn.Module, key: str) -> Tensor:
-    return torch.cat([part.get_buffer(key) for part in whole.subspaces])
 
 
 def test_a_chain_of_subspaces_is_no_whole_module() -> None:
@@ -200,7 +197,27 @@ def test_one_channel_and_layers_in_another_order() -> None:
     kept = copy.deepcopy(model).state_dict()
     ours = fused(model)
     assert all(torch.equal(t, kept[key]) for key, t in ours.state_dict().items())
-    assert torch.equal(ours.pw_weight, kept["conv_point.weight"].flatten())
+    assert torch.equal(ours.conv_point.weight, kept["conv_point.weight"])
+
+
+def test_the_layers_stay_the_same_objects() -> None:
+    """So an optimizer may be made before."""
+    model = wild.excited(wild.Net(), eps=0.1)
+    parameters, copied = list(model.parameters()), copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, copied)]
+    fused(model)
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    x = torch.randn(3, 3, 6, 5, dtype=torch.float64)
+    for _ in range(2):
+        for module, optimizer in zip((model, copied), optimizers, strict=True):
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    for (name, p), q in zip(model.named_parameters(), copied.parameters(), strict=True):
+        assert_close(name, p.detach(), q.detach(), absolute=1e-9)
+    assert model.old.joins(X) is None
+    uf.unfuse(model)
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
 
 
 class Bank(nn.Module):
@@ -264,7 +281,9 @@ def test_modes() -> None:
             part.bn_dws.train(flags[1])
             part.bn_point.train(flags[2])
         ours = fused(copy.deepcopy(model))
-        assert (ours.training, ours.dw_norm.training, ours.pw_norm.training) == flags
+        part = ours.subspaces[1]
+        assert (ours.training, part.training) == (flags[0], flags[0])
+        assert (ours.training, part.bn_dws.training, part.bn_point.training) == flags
         assert_same_training(model, ours, 12)
 
 
@@ -273,9 +292,7 @@ def test_norms_without_running_statistics() -> None:
     for part in model.subspaces:
         part.bn_dws = nn.BatchNorm2d(4, track_running_stats=False)
     ours = fused(copy.deepcopy(model))
-    assert ours.dw_norm.running_mean is None
-    assert not ours.dw_norm.track_running_stats
-    assert ours.pw_norm.running_mean is not None
+    assert ours.joins(X) is None
     model = wild.excited(model, eps=0.1).eval()
     ours = fused(copy.deepcopy(model))
     assert_close("y - x in eval", ours(X) - X, model(X) - X)
@@ -286,7 +303,6 @@ def test_running_statistics_that_are_not_updated() -> None:
     for part in model.subspaces:
         part.bn_point.track_running_stats = False
     ours = fused(copy.deepcopy(model))
-    assert ours.pw_norm.running_mean is not None
     assert_same_training(model, ours, 12)
 
 
@@ -298,9 +314,8 @@ def test_requires_grad(part: str) -> None:
     for subspace in model.subspaces:
         subspace.get_parameter(part).requires_grad_(False)
     ours = fused(model)
-    name = {"conv_dws": "dw", "bn_dws": "dw_norm", "conv_point": "pw", "bn_point": "pw_norm"}[part.split(".")[0]]
-    name += ("." if "norm" in name else "_") + part.split(".")[1]
-    assert [n for n, p in ours.named_parameters() if not p.requires_grad] == [name]
+    frozen = [f"subspaces.{i}.{part}" for i in range(3)]
+    assert [n for n, p in ours.named_parameters() if not p.requires_grad] == frozen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -331,8 +346,9 @@ def test_half_convolutions_between_float32_norms() -> None:
         if isinstance(layer, nn.BatchNorm2d):
             layer.float()
     ours = fused(model)
-    assert ours.dw_weight.dtype == torch.float16
-    assert ours.pw_norm.weight.dtype == torch.float32
+    assert ours.subspaces[0].conv_dws.weight.dtype == torch.float16
+    assert ours.subspaces[0].bn_point.weight.dtype == torch.float32
+    assert ours(X.half()).dtype == torch.float16
 
 
 def test_one_bias_only() -> None:
@@ -341,7 +357,7 @@ def test_one_bias_only() -> None:
         part.conv_point.bias = None
     model = wild.excited(model, eps=0.1)
     ours = fused(copy.deepcopy(model))
-    assert ours.pw_bias is None
+    assert ours.joins(X) is None
     assert_same_training(model, ours, 12)
 
 
@@ -359,7 +375,7 @@ def test_norms_synchronised_between_processes(inplace: bool) -> None:
     expected = model(X)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
     ours = fused(synchronised, inplace=inplace)
-    for norm in (ours.dw_norm, ours.pw_norm):
+    for norm in (ours.subspaces[0].bn_dws, ours.subspaces[2].bn_point):
         assert type(norm) is nn.SyncBatchNorm
         assert norm.process_group is group
     assert_close("y - x", ours(X) - X, expected - X)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch._dynamo  # else each process imports it
@@ -28,9 +29,14 @@ def model() -> nn.Sequential:
         uf.ULSAM(6, 3, bias=True, norm="batch", activation="relu", eps=0.1),
     ).double()  # fmt: skip
     with torch.no_grad():
-        for layer in fused(net):
-            layer.pw_norm.weight.mul_(4)
+        for norm in last_norms(net):
+            norm.weight.mul_(4)
     return net
+
+
+def last_norms(net: nn.Module) -> list[Any]:
+    """Those of the logits, in every layer."""
+    return [module for name, module in net.named_modules() if name.endswith(("pw_norm", "bn_point"))]
 
 
 def convolution(net: nn.Module) -> nn.Conv2d:
@@ -86,7 +92,7 @@ def synchronised(rank: int) -> None:
             close(f"gradient of {name}", p.grad, q.grad)
         for optimizer in optimizers:
             optimizer.step()
-    assert fused(net)[0].dw_norm.num_batches_tracked == 3
+    assert all(norm.num_batches_tracked == 3 for norm in last_norms(net))
     for name, t in one.named_buffers():
         close(name, net.get_buffer(name).double(), t.double())
     with torch.no_grad():
@@ -105,7 +111,7 @@ def separate(rank: int) -> None:
     mean = torch.cat([p.grad.flatten() for p in alone.parameters()])
     dist.all_reduce(mean)
     close("gradients", torch.cat([p.grad.flatten() for p in net.parameters()]), mean / WORLD)
-    own = fused(alone)[0].dw_norm.running_mean
+    own = last_norms(alone)[0].running_mean
     means = [torch.empty_like(own) for _ in range(WORLD)]
     dist.all_gather(means, own)
     assert not torch.equal(*means)
@@ -140,9 +146,7 @@ def one_value_per_process(rank: int) -> None:
 def converted(rank: int) -> None:
     """torch.nn.SyncBatchNorm.convert_sync_batchnorm finds the norms, and they are synchronised."""
     net = nn.SyncBatchNorm.convert_sync_batchnorm(model())
-    for layer in fused(net):
-        assert isinstance(layer.dw_norm, nn.SyncBatchNorm)
-        assert isinstance(layer.pw_norm, nn.SyncBatchNorm)
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in last_norms(net))
     one = model()
     close_steps(rank, net, net, one)
     assert list(fused(net)[0].state_dict()) == list(fused(one)[0].state_dict())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
-from tests.helpers.authors import joined, pair, step
+from tests.helpers.authors import CANCELLED, joined, kind, norms, pair, part, step
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -46,7 +46,7 @@ def test_against_float64(dtype: torch.dtype, half_parameters: bool, training: bo
     x, dy = (torch.randn(3, 4, 4, 5, device=device).to(dtype) for _ in range(2))
     eager = uf.reference.ULSAM(4, 2, eps=0.1).to(device)
     eager.load_state_dict(theirs.state_dict())
-    names = [name for name, _ in ours.named_parameters() if name not in ("dw_bias", "pw_bias", "dw_weight")]
+    names = [name for name, _ in ours.named_parameters() if kind(name) not in (*CANCELLED, "dw_weight")]
     y, dx = step(theirs, x.double(), dy.double())
     golden = {"y - x": y - x, "dx - dy": dx - dy}
     for name in names:
@@ -124,7 +124,8 @@ def test_cuda_autocast_gives_their_type(x_dtype: torch.dtype, monkeypatch: pytes
         device, mode = "cuda", contextlib.nullcontext()
     else:
         theirs, device, mode = None, "cuda", torch._subclasses.FakeTensorMode()
-        monkeypatch.setattr(nn.init, "uniform_", lambda t, *_: t)  # a CPU build cannot even pretend to draw there
+        for draw in ("uniform_", "kaiming_uniform_"):  # a CPU build cannot even pretend to draw there
+            monkeypatch.setattr(nn.init, draw, lambda t, *_, **__: t)
     expected = torch.float64 if x_dtype == torch.float64 else torch.float32
     with mode, torch.no_grad():
         parameter_dtype = torch.promote_types(x_dtype, torch.float32)
@@ -163,25 +164,26 @@ def test_gradient_scaler_trains(dtype: torch.dtype, device: str) -> None:
         scaler.update()
         values.append(loss.item())
     assert values[-1] < values[0] / 2
-    before = model[1].dw_weight.detach().clone()
+    before = part(model[1], "conv_dws.weight")
     with torch.autocast(device, dtype):
         loss = nn.functional.cross_entropy(model(x).float(), label) * torch.inf
     scaler.scale(loss).backward()
     scaler.step(optimizer)
-    assert torch.equal(model[1].dw_weight, before)
+    assert torch.equal(part(model[1], "conv_dws.weight"), before)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_norms_kept_in_float32_beside_half_convolutions(dtype: torch.dtype) -> None:
     """The layout of master-weight recipes."""
     layer = uf.upstream.ULSAM(4, num_splits=2).to(dtype)
-    layer.dw_norm.float()
-    layer.pw_norm.float()
+    for norm in norms(layer, ""):
+        norm.float()
     x = torch.randn(3, 4, 4, 4).to(dtype)
     layer(x).sum().backward()
-    assert layer.dw_norm.weight.grad.dtype == torch.float32
-    assert layer.dw_weight.grad.dtype == dtype
+    assert layer.subspaces[0].bn_dws.weight.grad.dtype == torch.float32
+    assert layer.subspaces[0].conv_dws.weight.grad.dtype == dtype
     mixed = uf.upstream.ULSAM(4, num_splits=2)
-    mixed.dw_norm.to(dtype)
+    for norm in norms(mixed, "bn_dws"):
+        norm.to(dtype)
     with pytest.raises(TypeError, match=r"dw_norm.weight must be torch.float32"):
         mixed(x.float())

@@ -93,7 +93,7 @@ def test_compiled_training_steps(device: str, backend: str) -> None:
                 torch.testing.assert_close(ours.grad, expected.grad)
             for ours, expected in zip(compiled.buffers(), eager.buffers(), strict=True):
                 torch.testing.assert_close(ours, expected)
-        assert compiled.dw_norm.num_batches_tracked == 2
+        assert compiled.subspaces[1].bn_dws.num_batches_tracked == 2
         x = torch.randn(2, 4, 4, 3, dtype=torch.float64, device=device)
         with torch.no_grad():
             torch.testing.assert_close(compiled.eval()(x) - x, eager.eval()(x) - x)

@@ -27,8 +27,8 @@ def shared() -> SharedULSAM:
 
 def dw_frozen() -> uf.upstream.ULSAM:
     layer = authors()
-    assert layer.dw_norm is not None
-    layer.dw_norm.eval()
+    for subspace in layer.subspaces:
+        subspace.get_submodule("bn_dws").eval()
     return layer
 
 

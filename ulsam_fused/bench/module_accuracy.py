@@ -78,7 +78,7 @@ def _with_differences(found: Results, x: Tensor, dy: Tensor | None, visible: dic
 
 def _joined(module: nn.Module, gradients: list[Tensor]) -> Tensor:
     """All parameters' gradients as one vector, those of the authors' form in the order of the authors' parameters."""
-    if isinstance(module, ULSAM) and module.dw_norm is not None:
+    if isinstance(module, ULSAM) and "dw_norm" in module._modules:
         named = dict(zip((name for name, _ in module.named_parameters()), gradients, strict=True))
         flat = [named[name].unflatten(0, (module.num_splits, -1)) for name in KEYS if name in named]
         gradients = [part[i] for i in range(module.num_splits) for part in flat]

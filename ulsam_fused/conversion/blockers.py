@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import modules, upstream
 from ..ops import checks
+from ..ops.module_tensors import described, is_frozen_norm
 from .pattern import Layers
 from .shared_weights import SharedULSAM
 
@@ -18,6 +19,7 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_PER_CHANNEL = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 _SETTINGS = ("eps", "momentum", "track_running_stats", "training", "process_group")
 
 
@@ -79,6 +81,11 @@ def against_unfusing(layer: nn.Module) -> str | None:
     out_dtype = getattr(layer, "out_dtype", None)
     if out_dtype is not None:
         return f"it has out_dtype={out_dtype}, which no ordinary layer has"
+    if isinstance(layer, modules.ULSAM) and not isinstance(layer, upstream.ULSAM | upstream.SubSpace):
+        for name in ("dw_norm", "pw_norm"):
+            norm = layer._modules.get(name)
+            if not (norm is None or isinstance(norm, _PER_CHANNEL) or is_frozen_norm(norm)):
+                return f"its {name} is {described(norm)}, of which a subspace cannot have a part"
     return _hooks(layer, _CALL_HOOKS)
 
 
@@ -151,10 +158,10 @@ def _described(layer: nn.Module) -> dict[str, object]:
     for name in ("weight", "bias"):
         parameter = getattr(layer, name)
         found[name] = "absent" if parameter is None else "present"
-        found[f"{name}.requires_grad"] = parameter is not None and parameter.requires_grad
     if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
         found |= {key: getattr(layer, key, None) for key in _SETTINGS}
         count = layer.num_batches_tracked
         found["running_mean"] = "absent" if layer.running_mean is None else "present"
-        found["num_batches_tracked"] = count if count is None or count.is_meta else int(count)
+        if layer.momentum is None:  # then a batch weighs 1 / count
+            found["num_batches_tracked"] = count if count is None or count.is_meta else int(count)
     return found

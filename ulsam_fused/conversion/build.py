@@ -1,15 +1,14 @@
 """Build fused layers from ordinary ones, and the other way round, with the same weights, buffers and modes.
 
-New modules are made on the meta device and then get copies of the weights, so no random number is drawn.
+Where both have the same layers, the new module takes the very layers, so the parameters stay the same objects. New
+modules are made on the meta device first, so no random number is drawn.
 """
 
+import copy
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import modules, reference, upstream
@@ -32,7 +31,7 @@ class Plan:
     legacy: bool  # legacy_maxpool_input
 
     def build(self, module: nn.Module) -> nn.Module:
-        """The fused layer, in the module's mode. It has copies of the weights; a `SharedULSAM` has the layers."""
+        """The fused layer, in the module's mode; it has the module's layers themselves."""
         new: SharedULSAM | upstream.ULSAM | upstream.SubSpace
         subspaces = [layers_at(module.get_submodule(part), self.names) for part in self.parts]
         if self.num_splits > len(self.parts):
@@ -41,10 +40,14 @@ class Plan:
                 subspaces[0], self.num_splits, names=names, activation=self.activation, legacy_maxpool_input=self.legacy
             )
         else:
-            new = _joined_layers(subspaces, self.parts == ("",), self.activation, self.legacy)
+            new = _tree(subspaces, self.parts == ("",), self.activation, self.legacy)
         for name in ("nout", "h", "w"):
             if hasattr(module, name) and isinstance(new, upstream.ULSAM):
                 setattr(new, name, getattr(module, name))
+        if isinstance(new, upstream.ULSAM):
+            new.subspaces.training = module.training
+            for subspace, part in zip(new.subspaces, self.parts, strict=True):
+                subspace.training = module.get_submodule(part).training
         new.training = module.training
         return new
 
@@ -57,25 +60,21 @@ class Plan:
         return not as_authors or self.names != _AUTHORS_NAMES
 
 
-def _joined_layers(
-    parts: list[Layers], alone: bool, activation: str | None, legacy: bool
-) -> upstream.ULSAM | upstream.SubSpace:
-    """One layer for these subspaces, which agree in settings and modes. alone: a `SubSpace` for the only one."""
+def _tree(parts: list[Layers], alone: bool, activation: str | None, legacy: bool) -> upstream.ULSAM | upstream.SubSpace:
+    """One layer of these very layers, which agree in settings and modes. alone: a `SubSpace` of the only ones."""
     group, g = parts[0].dw.in_channels, len(parts)
     layer: upstream.ULSAM | upstream.SubSpace
     if alone:
         layer = upstream.SubSpace(group, legacy_maxpool_input=legacy, device="meta")
     else:
         layer = upstream.ULSAM(group * g, num_splits=g, legacy_maxpool_input=legacy, device="meta")
-    layer.activation = activation
-    dw_biases = [part.dw.bias for part in parts if part.dw.bias is not None]
-    pw_biases = [part.pw.bias for part in parts if part.pw.bias is not None]
-    layer.dw_weight = _joined([part.dw.weight for part in parts])
-    layer.dw_bias = _joined(dw_biases) if dw_biases else None
-    layer.pw_weight = _joined([part.pw.weight for part in parts])
-    layer.pw_bias = _joined(pw_biases) if pw_biases else None
-    layer.dw_norm = _joined_norm([part.dw_norm for part in parts])
-    layer.pw_norm = _joined_norm([part.pw_norm for part in parts])
+    subspaces = [layer] if isinstance(layer, upstream.SubSpace) else layer.subspaces
+    for subspace, layers in zip(subspaces, parts, strict=True):
+        for name, own in zip(_AUTHORS_NAMES, layers, strict=True):
+            subspace.add_module(name, own)
+        if activation is None:
+            subspace.relu_dws, subspace.relu_point = nn.Identity(), nn.Identity()
+    layer.flatten_parameters()
     return layer
 
 
@@ -91,20 +90,22 @@ def plain(layer: modules.ULSAM | SharedULSAM) -> nn.Module:
         return tree
     alone = isinstance(layer, upstream.SubSpace)
     make = reference.SubSpace if alone else functools.partial(reference.ULSAM, num_splits=layer.num_splits)
-    with torch.device("meta"):
-        tree = make(
-            layer.channels, bias=layer.dw_bias is not None or layer.pw_bias is not None, norm=layer.norm,
-            activation=layer.activation, legacy_maxpool_input=getattr(layer, "legacy_maxpool_input", False),
-        )  # fmt: skip
+    holds_layers = isinstance(layer, upstream.ULSAM | upstream.SubSpace)
+    tree = make(
+        layer.channels, bias=holds_layers or layer.dw_bias is not None, norm=layer.norm, activation=layer.activation,
+        legacy_maxpool_input=layer.legacy_maxpool_input, device="meta",
+    )  # fmt: skip
     tree.train(layer.training)
-    subspaces = [module for module in tree.modules() if isinstance(module, reference.SubSpace)]
-    for k, subspace in enumerate(subspaces):
-        _fill(subspace, layer, k)
-    return tree
+    if holds_layers:
+        tree._modules.update(layer._modules)
+    else:
+        for k, subspace in enumerate(cast(reference.ULSAM, tree).subspaces):
+            _fill(cast(reference.SubSpace, subspace), layer, k)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(tree, layer.process_group) if layer.synchronised else tree
 
 
 def _fill(subspace: reference.SubSpace, layer: modules.ULSAM, k: int) -> None:
-    """Give the k-th subspace its part of a fused layer."""
+    """Give the k-th subspace its part of a flat layer."""
     g, group = layer.num_splits, layer.channels // layer.num_splits
 
     def cut(parameter: nn.Parameter, *shape: int) -> nn.Parameter:
@@ -114,15 +115,8 @@ def _fill(subspace: reference.SubSpace, layer: modules.ULSAM, k: int) -> None:
     dw.weight, pw.weight = cut(layer.dw_weight, group, 1, 1, 1), cut(layer.pw_weight, 1, group, 1, 1)
     dw.bias = None if layer.dw_bias is None else cut(layer.dw_bias, group)
     pw.bias = None if layer.pw_bias is None else cut(layer.pw_bias, 1)
-    if layer.dw_norm is None or layer.pw_norm is None:
-        return
-    for name, norm in (("bn_dws", layer.dw_norm), ("bn_point", layer.pw_norm)):
-
-        def part(key: str, norm: nn.BatchNorm2d = norm) -> Tensor:
-            return _cut(getattr(norm, key), k, g)
-
-        new = _norm_like(norm, norm.num_features // g, part, layer.synchronised, layer.process_group)
-        setattr(subspace, name, new)
+    if layer.dw_norm is not None and layer.pw_norm is not None:
+        subspace.bn_dws, subspace.bn_point = _norm_part(layer.dw_norm, k, g), _norm_part(layer.pw_norm, k, g)
 
 
 def _cut(t: Tensor, k: int, g: int) -> Tensor:
@@ -131,45 +125,16 @@ def _cut(t: Tensor, k: int, g: int) -> Tensor:
     return t.detach()[k * size : (k + 1) * size].clone()
 
 
-def _joined(parts: list[Tensor]) -> nn.Parameter:
-    """All parts as one vector."""
-    joined = torch.cat([part.detach().flatten() for part in parts])
-    return nn.Parameter(joined, requires_grad=all(part.requires_grad for part in parts))
-
-
-def _joined_norm(norms: list[nn.BatchNorm2d]) -> nn.BatchNorm2d:
-    """One norm for the channels of all."""
-
-    def joined(key: str) -> Tensor:
-        return torch.cat([getattr(norm, key).detach() for norm in norms])
-
-    return _norm_like(norms[0], sum(norm.num_features for norm in norms), joined)
-
-
-def _norm_like(
-    norm: nn.BatchNorm2d,
-    channels: int,
-    tensor: Callable[[str], Tensor],
-    synchronised: bool = False,
-    process_group: dist.ProcessGroup | None = None,
-) -> nn.BatchNorm2d:
-    """A norm like this one: settings, mode, count and class are the same, but a SyncBatchNorm if synchronised.
-
-    tensor: gives the new norm's weight, bias and running statistics, by their names.
-    """
-    new: nn.BatchNorm2d | nn.SyncBatchNorm
-    track = norm.running_mean is not None
-    if isinstance(norm, nn.SyncBatchNorm) or synchronised:
-        group = getattr(norm, "process_group", process_group)
-        new = nn.SyncBatchNorm(channels, norm.eps, norm.momentum, True, track, group, device="meta")
-    else:
-        new = nn.BatchNorm2d(channels, norm.eps, norm.momentum, True, track, device="meta")
-    new.track_running_stats = norm.track_running_stats
-    new.training = norm.training
-    new.weight = nn.Parameter(tensor("weight"), requires_grad=norm.weight.requires_grad)
-    new.bias = nn.Parameter(tensor("bias"), requires_grad=norm.bias.requires_grad)
-    if norm.running_mean is not None:
-        new.running_mean, new.running_var = tensor("running_mean"), tensor("running_var")
-    if norm.num_batches_tracked is not None:
-        new.num_batches_tracked = norm.num_batches_tracked.clone()
-    return cast(nn.BatchNorm2d, new)  # a SyncBatchNorm has the same attributes
+def _norm_part(norm: nn.BatchNorm2d, k: int, g: int) -> nn.BatchNorm2d:
+    """A copy of a norm, for the k-th of g parts of its channels."""
+    process_group = getattr(norm, "process_group", None)
+    new = copy.deepcopy(norm, {id(process_group): process_group})
+    for name, p in new._parameters.items():
+        if p is not None:
+            new._parameters[name] = nn.Parameter(_cut(p, k, g), requires_grad=p.requires_grad)
+    for name, t in new._buffers.items():
+        if t is not None and t.dim():
+            new._buffers[name] = _cut(t, k, g)
+    if hasattr(new, "num_features"):
+        new.num_features = new.num_features // g
+    return new

@@ -44,11 +44,10 @@ class _Fuse:
     before October 2020 from the later one: it pools x itself, with the same layers. A module is refused if it only
     resembles a ULSAM, or if a replacement would change something: see `last_report`.
 
-    Kept are weights, buffers, training flags (each norm's own), dtype, device and requires_grad; a module used in
-    several places stays one module. The parameters are new ones without gradients, except that a shared ULSAM keeps
-    its own. So fuse before you build an optimizer, and before you wrap or compile the model. The state dict of a
-    replacement has the authors' names; load checkpoints that have other names before fusing. The paper's form, without
-    BatchNorm, is refused: use `ulsam_fused.ULSAM`.
+    The replacement takes the layers themselves, with their parameters, buffers, modes and gradients; a module used in
+    several places stays one module. So an optimizer may be made before or after. Fuse before you wrap or compile the
+    model. The state dict of a replacement has the authors' names; load checkpoints that have other names before fusing.
+    The paper's form, without BatchNorm, is refused: use `ulsam_fused.ULSAM`.
 
     Args:
         model: any module.
@@ -76,8 +75,9 @@ class _Unfuse:
     """Replace every fused layer inside a model by ordinary PyTorch layers, for tools that must see those.
 
     They become the modules of `ulsam_fused.reference`, with the authors' names; a `SharedULSAM` becomes a
-    `PlainSharedULSAM` of `conversion.shared_weights`. Kept are weights, buffers, training flags, dtype, device and
-    requires_grad. The parameters are new ones, as with `fuse`. The option backend is dropped.
+    `PlainSharedULSAM` of `conversion.shared_weights`. An `upstream.ULSAM` gives its layers themselves, so parameters
+    stay the same objects. A `ulsam_fused.ULSAM` is cut into subspaces with new parameters; kept are values, modes,
+    dtype, device and requires_grad. The option backend is dropped.
 
     Args:
         model: any module.
@@ -88,8 +88,8 @@ class _Unfuse:
 
     Raises:
         TypeError: model is no torch.nn.Module.
-        ValueError: a layer has an out_dtype, hooks or a class derived from ours, which ordinary layers cannot express.
-            Nothing is changed then.
+        ValueError: a layer has an out_dtype, hooks or a class derived from ours, which ordinary layers cannot express,
+            or a norm that cannot be cut into subspaces. Nothing is changed then.
     """
 
     last_report = Report()

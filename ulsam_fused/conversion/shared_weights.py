@@ -5,7 +5,7 @@ BatchNorms are called on one subspace after the other. In training mode each sub
 statistics, and each call updates the running ones num_splits times.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from .. import backends
 from ..distributed import SharesBatch, group_of
 from ..ops import checks
+from ..ops.called_layers import buffers_untouched, warn_once
+from ..ops.module_tensors import Norm, as_batch_norm, described, overridden
 from ..ops.norm_attention import authors_dtype, layer_route, norm_attention
 from ..ops.one_call import OneCall, Placeholder
-from ..ops.routes import Route
+from ..ops.routes import Route, general_route
+from ..ops.subspace_layers import KNOWN_TENSORS as KNOWN
 from .pattern import Layers, Names, layers_at
 
 NAMES = ("dws_conv", "dws_bn", "point_conv", "point_bn")
@@ -50,6 +53,25 @@ class _Shared(nn.Module):
     def layers(self) -> Layers:
         """The layers themselves, not copies."""
         return layers_at(self, self.names)
+
+    def _called(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and A [N, g, H, W], by calling the layers on one subspace after the other."""
+        ys, maps = [], []
+        for chunk in torch.chunk(x, self.num_splits, dim=1):
+            z = self._logits(chunk)
+            a = z.flatten(2).softmax(dim=2).view_as(z)
+            ys.append(chunk + chunk * a)
+            maps.append(a)
+        return torch.cat(ys, dim=1), torch.cat(maps, dim=1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        dw, dw_norm, pw, pw_norm = self.layers
+        u = self._activate(dw_norm(dw(x)))
+        m = F.max_pool2d(x if self.legacy_maxpool_input else u, kernel_size=3, stride=1, padding=1)
+        return self._activate(pw_norm(pw(m)))
+
+    def _activate(self, t: Tensor) -> Tensor:
+        return t if self.activation is None else F.relu(t)
 
     def extra_repr(self) -> str:
         legacy = ", legacy_maxpool_input=True" if self.legacy_maxpool_input else ""
@@ -111,20 +133,44 @@ class SharedULSAM(SharesBatch, OneCall, _Shared):
 
     def route(self, x: Tensor) -> Route:
         """Which way `forward(x)` would take now; `ulsam_fused.explain` says it in words."""
-        _, dw_norm, _, pw_norm = self.layers
+        if self.problem() is not None:
+            return general_route((x, *self.parameters()), backends.requested(self.backend))
+        dw_norm, pw_norm = as_batch_norm(self.layers.dw_norm), as_batch_norm(self.layers.pw_norm)
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         return layer_route(x, self, dw_norm, pw_norm, pool_input=self.legacy_maxpool_input, group=group)
+
+    def problem(self) -> str | None:
+        """Why the operator cannot stand for the layers, so that they are called; None if it can."""
+        for name, known, layer in zip(self.names, KNOWN, self.layers, strict=True):
+            if not known(layer):
+                return f"{name} is {described(layer)}"
+            if overridden(layer):
+                return f"{name} has hooks or a forward of its own"
+        return None
+
+    def joins(self, x: Tensor) -> str | None:
+        """Why `forward(x)` has to make vectors of its parameters."""
+        return "all subspaces share them"
 
     def _attention(
         self, x: Tensor, *, out_dtype: torch.dtype | None = None, update: bool = True, need_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
+        problem = self.problem()
+        if problem is not None:
+            warn_once(self, problem)
+            with buffers_untouched(self, not update):
+                y, maps = self._called(x)
+            return (y if out_dtype is None else y.to(out_dtype)), maps.to(
+                torch.promote_types(maps.dtype, torch.float32)
+            )
         dw, dw_norm, pw, pw_norm = self.layers
+        dw_norm, pw_norm = as_batch_norm(dw_norm), as_batch_norm(pw_norm)
         g = self.num_splits
         group = group_of((dw_norm, pw_norm), self.synchronised, self.process_group)
         repeated = tuple(_repeated(norm, g, update) for norm in (dw_norm, pw_norm))
         y, attention = norm_attention(
-            x, _flat(dw.weight, g), _flat(dw.bias, g), cast(nn.BatchNorm2d, repeated[0]),
-            _flat(pw.weight, g), _flat(pw.bias, g), cast(nn.BatchNorm2d, repeated[1]), g,
+            x, _flat(dw.weight, g), _flat(dw.bias, g), repeated[0],
+            _flat(pw.weight, g), _flat(pw.bias, g), repeated[1], g,
             relu=self.activation is not None, pool_input=self.legacy_maxpool_input, update=update,
             need_attention=need_attention, out_dtype=out_dtype, backend=self.backend, group=group,
         )  # fmt: skip
@@ -139,43 +185,20 @@ class PlainSharedULSAM(_Shared):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [N, g * G, H, W] for x of this shape."""
-        return torch.cat([self._subspace(chunk) for chunk in torch.chunk(x, self.num_splits, dim=1)], dim=1)
-
-    def _subspace(self, x: Tensor) -> Tensor:
-        dw, dw_norm, pw, pw_norm = self.layers
-        u = self._activate(dw_norm(dw(x)))
-        m = F.max_pool2d(x if self.legacy_maxpool_input else u, kernel_size=3, stride=1, padding=1)
-        z = self._activate(pw_norm(pw(m)))
-        return x + x * z.flatten(2).softmax(dim=2).view_as(z)
-
-    def _activate(self, t: Tensor) -> Tensor:
-        return t if self.activation is None else F.relu(t)
+        return self._called(x)[0]
 
 
-class _Repeated(NamedTuple):
-    """What `norm_attention` reads of a norm, for all subspaces; momentum 1 leaves this batch's statistics in it."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    training: bool
-    eps: float
-    momentum: float | None  # None: nothing is written
-    track_running_stats: bool
-    num_batches_tracked: None = None
-
-
-def _repeated(norm: nn.BatchNorm2d, g: int, update: bool) -> _Repeated:
+def _repeated(norm: nn.BatchNorm2d, g: int, update: bool) -> Norm:
+    """What `norm_attention` reads, for all subspaces; momentum 1 leaves this batch's statistics in it, None nothing."""
     mean, var = norm.running_mean, norm.running_var
     if mean is not None and var is not None:
         mean, var = mean.repeat(g), var.repeat(g)
     updates = update and norm.training and norm.track_running_stats and mean is not None
     weight, bias, momentum = norm.weight.repeat(g), norm.bias.repeat(g), 1.0 if updates else None
-    return _Repeated(weight, bias, mean, var, norm.training, norm.eps, momentum, updates)
+    return Norm(weight, bias, mean, var, norm.training, norm.eps, momentum, updates, None)
 
 
-def _blend(norm: nn.BatchNorm2d, batch: _Repeated, g: int) -> None:
+def _blend(norm: nn.BatchNorm2d, batch: Norm, g: int) -> None:
     """Update the norm's running statistics with those of each subspace, as calling it on one after the other does.
 
     After an empty batch both are equal, so nothing changes but the count.

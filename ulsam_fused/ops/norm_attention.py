@@ -14,18 +14,19 @@ from .. import backends, reference
 from ..kernels import batch_norm
 from ..kernels.contract import Exchange, FixedNorm, Group, Inputs, NormInputs, Options, Running
 from . import autograd, checks, norm_autograd, registration, values
-from .module_tensors import norm_tensors
+from .module_tensors import Norm, norm_tensors
 from .routes import Route, any_requires_grad, norm_route
+from .tracing import Way
 
 
 def norm_attention(
     x: Tensor,  # [N, C, H, W]
     dw_weight: Tensor,  # [C]
     dw_bias: Tensor | None,  # [C]
-    dw_norm: nn.BatchNorm2d,  # of C channels; read, never called
+    dw_norm: nn.BatchNorm2d | Norm,  # of C channels; read, never called
     pw_weight: Tensor,  # [C]
     pw_bias: Tensor | None,  # [g]
-    pw_norm: nn.BatchNorm2d,  # of g channels
+    pw_norm: nn.BatchNorm2d | Norm,  # of g channels
     num_splits: int,
     *,
     relu: bool,
@@ -35,15 +36,14 @@ def norm_attention(
     out_dtype: torch.dtype | None = None,
     backend: str = "auto",
     group: Group | None = None,  # with which statistics of the batch are shared
+    way: Way | None = None,  # `tracing.way_of(x)`, where it is known
+    checked: bool = False,  # the arguments are known to be valid
 ) -> tuple[Tensor, Tensor | None]:
     """y [N,C,H,W], A [N,g,H,W] (None or empty unless needed). A norm behaves as `torch.nn.BatchNorm2d` in its mode."""
     gamma1, beta1, mean1, var1 = norm_tensors(dw_norm)
     gamma2, beta2, mean2, var2 = norm_tensors(pw_norm)
-    accepted = (
-        group is None
-        and checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-        and checks.accepts_norm(x, dw_weight.dtype, gamma1, beta1, mean1, var1, x.shape[1])
-        and checks.accepts_norm(x, dw_weight.dtype, gamma2, beta2, mean2, var2, num_splits)
+    accepted = checked or (
+        group is None and plainly_valid(x, dw_weight, dw_bias, dw_norm, pw_weight, pw_bias, pw_norm, num_splits)
     )
     if not accepted:
         x, convolutions, norms = values.settled(
@@ -65,7 +65,7 @@ def norm_attention(
     gradients = torch.is_grad_enabled() and any_requires_grad(*parameters)
     route = norm_route(
         (*parameters, mean1, var1, mean2, var2), backends.requested(backend), dw_batch=dw_batch, pw_batch=pw_batch,
-        pool_input=pool_input, shared=group is not None, gradients=gradients, accepted=accepted,
+        pool_input=pool_input, shared=group is not None, gradients=gradients, accepted=accepted, way=way,
     )  # fmt: skip
     running1 = _running(dw_norm, dw_bias, mean1, var1) if update and dw_norm.training else None
     running2 = _running(pw_norm, pw_bias, mean2, var2) if update and pw_norm.training else None
@@ -131,11 +131,29 @@ def norm_attention(
     return found
 
 
+def plainly_valid(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    dw_norm: nn.BatchNorm2d | Norm,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    pw_norm: nn.BatchNorm2d | Norm,
+    num_splits: int,
+) -> bool:
+    """As `checks.accepts`, norms included: what it says of these sizes, types and devices holds for others alike."""
+    return (
+        checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
+        and checks.accepts_norm(x, dw_weight.dtype, *norm_tensors(dw_norm), x.shape[1])
+        and checks.accepts_norm(x, dw_weight.dtype, *norm_tensors(pw_norm), num_splits)
+    )
+
+
 def layer_route(
     x: Tensor,
     layer: nn.Module,  # with an attribute `backend`
-    dw_norm: nn.BatchNorm2d,
-    pw_norm: nn.BatchNorm2d,
+    dw_norm: nn.BatchNorm2d | Norm,
+    pw_norm: nn.BatchNorm2d | Norm,
     *,
     pool_input: bool,
     group: Group | None,
@@ -155,7 +173,9 @@ def authors_dtype(x: Tensor) -> torch.dtype | None:
     return torch.promote_types(x.dtype, torch.float32) if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
-def _running(norm: nn.BatchNorm2d, bias: Tensor | None, mean: Tensor | None, var: Tensor | None) -> Running | None:
+def _running(
+    norm: nn.BatchNorm2d | Norm, bias: Tensor | None, mean: Tensor | None, var: Tensor | None
+) -> Running | None:
     """What this call updates in training mode; counts it, as torch.nn.BatchNorm2d does."""
     if not norm.track_running_stats or mean is None or var is None:
         return None
@@ -163,11 +183,11 @@ def _running(norm: nn.BatchNorm2d, bias: Tensor | None, mean: Tensor | None, var
         norm.num_batches_tracked.add_(1)
     momentum = norm.momentum
     if momentum is None:  # a plain average over all batches
-        momentum = 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
+        momentum = 1.0 / float(norm.num_batches_tracked.reshape(-1)[0])  # type: ignore[union-attr]
     return Running(mean, var, None if bias is None else bias.detach(), momentum)
 
 
-def _keep(norm: nn.BatchNorm2d, running: Running | None) -> None:
+def _keep(norm: nn.BatchNorm2d | Norm, running: Running | None) -> None:
     """Write back what a call has updated, where that was a copy."""
     if running is not None:
         for own, updated in ((norm.running_mean, running.mean), (norm.running_var, running.var)):

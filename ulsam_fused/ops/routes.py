@@ -56,11 +56,13 @@ def norm_route(
     shared: bool,  # several processes share the batch
     gradients: bool,  # a gradient may be asked for
     accepted: bool = False,  # as `tracing.way_of` takes it
+    way: Way | None = None,  # of these tensors, where it is known
 ) -> Route:
     """Of the form with norms. Only a backend itself talks to other processes, so a shared batch goes there directly."""
     x = tensors[0]
     assert x is not None
-    way = general_route(tensors, backend, accepted).way
+    if way is None or backend == "reference":
+        way = general_route(tensors, backend, accepted).way
     if way == "plain" and (dw_batch or pw_batch):  # exporters know torch.nn.functional.batch_norm
         way = "reference"
     if shared:
