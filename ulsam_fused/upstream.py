@@ -119,14 +119,14 @@ class _Upstream(modules.ULSAM):
         known = self._seen
         found = None if known is None else known.flat(self, x)
         if known is not None and found is not None:
-            x, vectors = found
+            x, known_vectors = found
             like = x.shape, x.dtype, x.device, x.layout
             accepted = like in known.accepted
-            if not accepted and plainly_valid(x, *vectors, self.num_splits):
+            if not accepted and plainly_valid(x, *known_vectors, self.num_splits):
                 accepted = True
                 if len(known.accepted) < 100:
                     known.accepted.add(like)
-            return self._fused(x, vectors, known.first, out_dtype, update, need_attention, "direct", accepted)
+            return self._fused(x, known_vectors, known.first, out_dtype, update, need_attention, "direct", accepted)
         problem = self.problem()
         if problem is not None:
             warn_once(self, problem)
