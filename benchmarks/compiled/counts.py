@@ -13,7 +13,8 @@ Each case runs one or two images in the configuration of its published batch on 
     L1        bytes that miss a simulated L1 of 256 KB of each program, over the floor
     DRAM      bytes that miss a simulated L2, 50 MB times the share of the published batch, over the floor
     H100, H200  a lower bound of the time in microseconds for the published batch: the largest of what the schedulers
-              need to issue, memory to move and shared memory to pass. It is a bound, and not a measurement.
+              need to issue, memory to move and shared memory to pass. It is a bound, and not a measurement. It takes
+              machine code for as long as PTX, and the highest clock and bandwidth that are published.
 
 The floor is x read and y written, or x and dy read and dx written. Both caches are LRU of sectors, programs one after
 the other; stores pass the L1.
