@@ -182,7 +182,8 @@ def _judge_function(call: Call, given: Given) -> None:
     assert y.stride() == torch.empty_like(given.x).stride()
     gradients = {} if call.tool in NO_GRADIENTS else _gradients(call, given, (y, A), leaves)
     for name, gradient in gradients.items():
-        assert gradient is None or gradient.dtype == leaves[name].dtype, name
+        assert gradient is not None, f"{name} has no gradient"
+        assert gradient.dtype == leaves[name].dtype, name
     case = Case(
         given.x, given.parameters["scale"], given.parameters.get("shift"), given.parameters["v"],
         given.parameters.get("b"), call.num_splits, call.relu, call.relu,

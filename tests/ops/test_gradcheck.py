@@ -50,3 +50,16 @@ def test_first_and_second_derivatives(backend: str, activation: str | None, y_al
 def test_every_entry_of_the_jacobian(backend: str) -> None:
     call = function(backend, 2, "relu", y_alone=False)
     assert torch.autograd.gradcheck(call, inputs((1, 4, 3, 3), 2, "cpu"), check_undefined_grad=True)
+
+
+def test_a_graph_of_the_gradient_changes_no_gradient() -> None:
+    """With create_graph the gradient comes from the reference, with the same activations."""
+    x, scale, v, shift = (
+        torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((2, 4, 5, 6), (4,), (4,), (4,))
+    )
+    y = uf.subspace_attention(x, scale, 3 * v, 2, shift, activation="relu", backend="torch")
+    loss = (y - x).square().sum()
+    plain = torch.autograd.grad(loss, (x, scale, v, shift), retain_graph=True)
+    graphed = torch.autograd.grad(loss, (x, scale, v, shift), create_graph=True)
+    for one, other in zip(plain, graphed, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-9, atol=1e-12)
