@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 from torch.utils.hooks import RemovableHandle
 
-from . import tracing
+from . import checks, tracing
 from .checks import PLAIN
 from .module_tensors import HOOKS, SETTINGS, Norm, Settings
 from .subspace_layers import KINDS, PARAMETERS, RUNNING, differ, rows, tensors_of, unknown
@@ -208,6 +208,16 @@ class Seen:
         self.pw_norms: list[Any] = [s._modules["bn_point"].__dict__ for s in subspaces]
         self.made: dict[tuple[Settings, Settings], Vectors] = {}  # what calls without gradients take
         self.accepted: set[object] = set()  # shapes, types and devices of x that were found valid
+
+    def accepts(self, x: Tensor) -> bool:
+        """Whether x is plainly valid beside the vectors, so that calls with its like need no checks."""
+        settings = SETTINGS(self.dw_norms[0]), SETTINGS(self.pw_norms[0])
+        v, g = vectors_of(self.vectors, *settings), len(self.dw_norms)
+        return (
+            checks.accepts(x, v.dw_weight, v.pw_weight, g, v.dw_bias, v.pw_bias)
+            and checks.accepts_norm(x, v.dw_weight.dtype, v.dw_norm.weight, v.dw_norm.bias, x.shape[1])
+            and checks.accepts_norm(x, v.dw_weight.dtype, v.pw_norm.weight, v.pw_norm.bias, g)
+        )
 
     def flat(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Vectors] | None:
         """x and the vectors of this call, if nothing has changed; None tells to look closely."""
