@@ -57,7 +57,7 @@ class NoGradient(torch.autograd.Function):
 def test_a_process_without_gradients_takes_part_in_the_exchange(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the others would wait for it for ever."""
     group = Twins()
-    monkeypatch.setattr("ulsam_fused.modules.group_of", lambda *arguments: group)
+    monkeypatch.setattr("ulsam_fused.upstream.group_of", lambda *arguments: group)
     layer, x = uf.upstream.ULSAM(4, num_splits=2, backend=backend), torch.randn(2, 4, 3, 3, requires_grad=True)
     y = layer(x)
     assert group.calls == 2

@@ -204,7 +204,10 @@ class TestChoice:
         monkeypatch.setattr(backends, "_norm_doors", {})
         devices = (torch.device("cpu"), torch.device("cuda", 0), torch.device("meta"))
         found = [door("auto", device).__name__.rpartition(".")[0] for device in devices]
-        assert found == [backends._FOLDERS[name] for name in (backends.resolve("auto", devices[0]), "triton", "torch")]
+        assert found == [
+            f"ulsam_fused{backends._FOLDERS[name]}"
+            for name in (backends.resolve("auto", devices[0]), "triton", "torch")
+        ]
 
     def test_cpp_serves_a_cpu_alone(self) -> None:
         with pytest.raises(RuntimeError, match='"cpp" cannot serve a tensor on cuda:0: '):

@@ -22,7 +22,7 @@ PARAMETERS = ("scale", "shift", "v", "b", "gamma1", "beta1", "gamma2", "beta2")
 class Call:
     """What is not there in a form is not read: `shift` in a call of the function is dw_bias in a layer."""
 
-    form: str = "function"  # or "layer": ULSAM(norm="batch"), "authors": upstream.ULSAM, "legacy": which pools x itself
+    form: str = "function"  # or "layer": ULSAM(norm="batch"), "legacy": which pools x itself
     backend: str = "torch"
     seed: int = 0
     n: int = 1
@@ -58,17 +58,9 @@ class Call:
         return unusual, math.prod(self.shape)
 
     @property
-    def is_open(self) -> bool:
-        """Whether it meets a defect that is known and being mended."""
-        return (bool(self.negative_bit) and "negative bit" in OPEN) or self.tool in OPEN
-
-    @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.n, self.group * self.num_splits, self.h, self.w
 
-
-OPEN = frozenset({"negative bit", "dual"})
-"""Defects that are known and being mended: `calls` draws nothing that meets them."""
 
 TINY = {"n": st.integers(1, 2), "group": st.integers(1, 4), "num_splits": st.integers(1, 2), "h": st.integers(1, 6)}
 TINY |= {"w": st.integers(1, 6)}
@@ -85,7 +77,7 @@ def calls(backend: str, **limits: Any) -> st.SearchStrategy[Call]:
     subset = st.lists(st.sampled_from(("x", *PARAMETERS)), unique=True, max_size=6).map(sorted).map(tuple)
     negative = st.lists(st.sampled_from(("x", "dy", "parameters")), unique=True).map(sorted).map(tuple)
     fields: dict[str, Any] = {
-        "form": st.sampled_from(("function", "function", "layer", "authors", "legacy")),
+        "form": st.sampled_from(("function", "layer", "legacy")),
         "seed": st.integers(0, 2**16),
         "n": st.integers(1, 3),
         "group": st.integers(1, 9),
@@ -104,14 +96,14 @@ def calls(backend: str, **limits: Any) -> st.SearchStrategy[Call]:
         "layout_x": st.sampled_from(("contiguous", *LAYOUTS)),
         "layout_dy": st.sampled_from(("contiguous", *LAYOUTS)),
         "strided_parameters": st.booleans(),
-        "negative_bit": st.just(()) if "negative bit" in OPEN else negative,
+        "negative_bit": negative,
         "arriving": st.sampled_from(("y", "A", "both")),
         "frozen": subset,
         "dw_training": st.booleans(),
         "pw_training": st.booleans(),
         "eps": st.sampled_from((1e-5, 0.1)),
         "momentum": st.sampled_from((0.9, 0.1, 0.0, 1.0, None)),
-        "tool": st.sampled_from(TOOLS).filter(lambda tool: tool not in OPEN),
+        "tool": st.sampled_from(TOOLS),
     }
     drawn = st.builds(Call, backend=st.just(backend), **{**fields, **limits})
     if backend == "triton":  # Triton's interpreter cannot convert float64 to bfloat16

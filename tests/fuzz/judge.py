@@ -341,13 +341,10 @@ def _layer(call: Call, given: Given) -> uf.ULSAM:
         "out_dtype": None if call.out_dtype is None else getattr(torch, call.out_dtype),
     }  # fmt: skip
     channels = call.shape[1]
-    if call.form == "layer":
-        layer = uf.ULSAM(
-            channels, call.num_splits, bias=True, activation="relu" if call.relu else None, norm="batch", **options
-        )
-    else:
-        legacy = call.form == "legacy"
-        layer = uf.upstream.ULSAM(channels, num_splits=call.num_splits, legacy_maxpool_input=legacy, **options)
+    layer = uf.ULSAM(
+        channels, call.num_splits, bias=True, activation="relu" if call.relu else None, norm="batch", **options
+    )
+    layer.legacy_maxpool_input = call.form == "legacy"
     for name, there in LAYER_NAMES.items():
         owner, _, attribute = there.rpartition(".")
         parameter = given.parameters.get(name)
@@ -405,11 +402,10 @@ def _eager(call: Call, given: Given, buffers: dict[str, Tensor], dtype: torch.dt
         momentum = 1.0 if call.momentum is None else call.momentum  # of the first batch
         return reference.BatchNorm(leaves[gamma], leaves[beta], mean, var, training, momentum, call.eps)
 
-    relu = call.relu if call.form == "layer" else True
     y, A = reference.batch_norm_form(
         leaves["x"], leaves["scale"], leaves.get("shift"), norm("gamma1", "beta1", "dw_norm", call.dw_training),
         leaves["v"], leaves.get("b"), norm("gamma2", "beta2", "pw_norm", call.pw_training), call.num_splits,
-        relu_u=relu, relu_z=relu, pool_input=call.form == "legacy",
+        relu_u=call.relu, relu_z=call.relu, pool_input=call.form == "legacy",
     )  # fmt: skip
     found: Outputs = {"y - x": y.detach().double() - leaves["x"].detach().double(), "A": A.detach()}
     gradients = torch.autograd.grad(y, list(leaves.values()), given.dy.to(dtype), allow_unused=True)

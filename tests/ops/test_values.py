@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
-from tests.helpers.authors import pair
 from ulsam_fused.ops.norm_attention import norm_attention
 
 X, DY, DA = torch.randn(2, 4, 3, 4), torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
@@ -109,7 +108,9 @@ def replaced(layer: nn.Module, names: list[str], kind: Callable[[Tensor], Tensor
 
 def test_form_with_norms(backend: str, device: str) -> None:
     """x, dy and each tensor of a layer in turn; training, folded inside the backend, and folded for gradients."""
-    layer = pair(4, 2, backend=backend, device=device)[1]
+    layer = uf.ULSAM(
+        4, 2, bias=True, activation="relu", norm="batch", backend=backend, device=device, dtype=torch.float64
+    )
     x, dy = X.double().to(device), DY.double().to(device)
     names = [name for name, _ in layer.named_parameters()]
     names += [name for name, t in layer.named_buffers() if t.is_floating_point()]
@@ -186,7 +187,9 @@ class Alone:
 
 def test_a_shared_batch_goes_to_the_backend_itself_or_nowhere(backend: str, device: str) -> None:
     """Only a backend exchanges statistics, so values come into memory first; what cannot, raises."""
-    layer = pair(4, 2, backend=backend, device=device)[1]
+    layer = uf.ULSAM(
+        4, 2, bias=True, activation="relu", norm="batch", backend=backend, device=device, dtype=torch.float64
+    )
     x, dy = X.double().to(device).requires_grad_(), DY.double().to(device)
     norms = layer.dw_norm, layer.pw_norm
 

@@ -38,10 +38,11 @@ def test_warmup_and_steps() -> None:
 
 
 def test_norms_and_biases_are_spared_the_decay_and_vectors_of_weights_are_not() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), uf.upstream.ULSAM(4, num_splits=2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), uf.upstream.ULSAM(4, num_splits=2), uf.ULSAM(4, 2))
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, spared = recipe.parameter_groups(model, 0.1, no_norm_decay=True)
-    assert {names[id(p)] for p in decayed["params"]} == {"0.weight", "2.dw_weight", "2.pw_weight"}
+    of_subspaces = {f"2.subspaces.{k}.{name}.weight" for k in (0, 1) for name in ("conv_dws", "conv_point")}
+    assert {names[id(p)] for p in decayed["params"]} == {"0.weight", *of_subspaces, "3.dw_weight", "3.pw_weight"}
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     (everything,) = recipe.parameter_groups(model, 0.1, no_norm_decay=False)
