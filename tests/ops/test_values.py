@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 import ulsam_fused as uf
 from tests.helpers import backends as serving
+from ulsam_fused.ops import values
 from ulsam_fused.ops.norm_attention import norm_attention
 
 X, DY, DA = torch.randn(2, 4, 3, 4), torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
@@ -53,6 +54,18 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "sees functions": lambda t: t.as_subclass(Sees),
     "wraps": Wraps,
 }
+
+
+def test_ordinary_tensors_go_to_the_backend_itself(device: str) -> None:
+    """On a GPU tensors have other dispatch keys than on a CPU; an H200 found them all strange."""
+    x = torch.randn(2, 4, 3, 4, device=device)
+    layer = uf.upstream.ULSAM(4, num_splits=2, device=device)
+    for t in (x, x.half(), x[:, :2], x.clone().requires_grad_() * 2, *layer.parameters(), *layer.buffers()):
+        assert not values.unusual(t)
+    assert layer.joins(x) is None
+    assert layer.route(x).way == "direct"
+    with torch.inference_mode():
+        assert not values.unusual(x * 2)
 
 
 @pytest.fixture(params=serving.FUSED)

@@ -4,6 +4,7 @@ A direct call hands memory to a kernel. A negative bit, a zero tensor without me
 subclass say that the value is another one. PyTorch's dispatcher knows all of them.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,14 +14,15 @@ from torch import Tensor
 from .checks import HALVES, PLAIN
 
 
-def _strange_keys() -> int:
-    """The dispatch keys, as bits, that a tensor with its value in its memory never has."""
-    usual: int = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+@functools.cache
+def _strange_keys(device: str) -> int:
+    """The dispatch keys, as bits, that a tensor on such a device with its value in its memory never has.
+
+    Each device has some of its own, such as that of its autocast.
+    """
+    usual: int = torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr()
     above = usual & (usual - 1)  # the lowest bit says which device it is, the next that it is dense
     return ~(usual | ((above & -above) - 1))
-
-
-_STRANGE = _strange_keys()
 
 
 def unusual(t: Tensor | None) -> bool:
@@ -30,7 +32,7 @@ def unusual(t: Tensor | None) -> bool:
     if type(t) not in PLAIN or t.is_meta:
         return True
     found: int = torch._C._dispatch_keys(t).raw_repr()
-    return found & _STRANGE != 0
+    return found & _strange_keys(t.device.type) != 0
 
 
 def negated(tensors: Iterable[Tensor | None]) -> bool:
