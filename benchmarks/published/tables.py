@@ -157,7 +157,7 @@ def gpu_table(result: Result, dtype: str = "float16") -> str:
 
 
 def gain(result: Result) -> str:
-    """README's sentence: the range, over all sizes, of what the authors' form gains over the authors' module.
+    """The range, over all sizes, of what the authors' form gains over the authors' module, and where it was measured.
 
     Empty where the result has no such figures.
     """
@@ -175,9 +175,7 @@ def gain(result: Result) -> str:
         return ""
     threads = f"{result['threads']} threads of an " if result["threads"] else ""
     types = "float32, NCHW" if result["threads"] else " and ".join(sorted({row["dtype"] for row in result["rows"]}))
-    place = f"{types}, {threads}{result['device']}"
-    words = f"Fused, the authors' module {' and '.join(parts)} as fast as in eager PyTorch"
-    return f"{words} ({place}; [all figures](docs/figures.md))"
+    return f"{' and '.join(parts)} as fast ({types}, {threads}{result['device']})"
 
 
 def rendered() -> dict[pathlib.Path, str]:
@@ -186,15 +184,16 @@ def rendered() -> dict[pathlib.Path, str]:
     alone = [path for _, path in files if path.stem.endswith(schema.ONE_THREAD)]
     on_cpu = [path for _, path in files if path.name.startswith("cpu-") and path not in alone]
     on_gpu = [path for _, path in files if not path.name.startswith("cpu-")]
-    source, sentence = [(path, text) for path in (*on_cpu, *on_gpu) if (text := gain(read(path)))][-1]
+    gains = [(path, text) for path in (*on_cpu[-1:], *on_gpu[-1:]) if (text := gain(read(path)))]
+    sentence = f"Compared with eager PyTorch, the fused module {'; it '.join(text for _, text in gains)}."
     unmeasured = "" if on_gpu else " Times on a GPU are not measured yet."
     cpu = cpu_tables(read(on_cpu[-1])) if on_cpu else "Not measured yet.\n"
     cpu += one_thread_table(read(alone[-1])) if alone else ""
     cpu += pictures(on_cpu[-1]) if on_cpu else ""
     gpu = gpu_table(read(on_gpu[-1])) + pictures(on_gpu[-1]) if on_gpu else UNMEASURED
-    readme = _between(README.read_text(), "gain", f"{sentence}.{unmeasured}\n")
+    readme = _between(README.read_text(), "gain", f"{sentence}{unmeasured} [All figures](docs/figures.md).\n")
     figures = _between(_between(FIGURES.read_text(), "cpu-table", cpu), "gpu-table", gpu)
-    return {README: _between(readme, "picture", _picture(source, "speedup", README)), FIGURES: figures}
+    return {README: _between(readme, "picture", _picture(gains[-1][0], "speedup", README)), FIGURES: figures}
 
 
 def pictures(path: pathlib.Path) -> str:
