@@ -136,16 +136,19 @@ def _with_strips(config: LaunchConfig, split: bool) -> LaunchConfig:
 
 def _chosen(direction: str, dtype: str, channels_last: bool, batch: int, shape: Shape) -> LaunchConfig:
     whole, itemsize = (batch, *shape), DTYPES[dtype].itemsize
-    if direction == "forward":
+    if direction in ("forward", "folded"):
         return configs.forward_config(whole, 1, itemsize, channels_last, NUM_SMS)
-    return configs.backward_config(whole, 1, itemsize, channels_last, NUM_SMS, compared_size(DTYPES[dtype]))
+    if direction == "norm_forward":
+        return configs.norm_forward_config(whole, 1, itemsize, channels_last, NUM_SMS)
+    choose = configs.backward_config if direction == "backward" else configs.norm_backward_config
+    return choose(whole, 1, itemsize, channels_last, NUM_SMS, compared_size(DTYPES[dtype]))
 
 
 def _norm_forward(matrix: bool) -> list[Call]:
     every = itertools.product(("norm_forward", "folded"), DTYPES, (False, True), SHAPES + OTHER + LARGE, (False, True))
     calls = []
     for direction, dtype, channels_last, shape, split in every if matrix else NORM_FORWARD:
-        config = _with_strips(_chosen("forward", dtype, channels_last, BATCH, shape), split)
+        config = _with_strips(_chosen(direction, dtype, channels_last, BATCH, shape), split)
         calls.append(Call(direction, dtype, channels_last, shape, True, config))
     return calls
 
@@ -154,6 +157,6 @@ def _norm_backward(matrix: bool) -> list[Call]:
     every = itertools.product(DTYPES, (False, True), SHAPES + OTHER, (False, True))
     calls = []
     for dtype, channels_last, shape, both_norms in every if matrix else NORM_BACKWARD:
-        config = _chosen("backward", dtype, channels_last, BATCH, shape)
+        config = _chosen("norm_backward", dtype, channels_last, BATCH, shape)
         calls.append(Call("norm_backward", dtype, channels_last, shape, both_norms, config))
     return calls

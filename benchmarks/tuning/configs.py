@@ -59,7 +59,8 @@ def chosen(target: Target, num_sms: int) -> Candidate:
     if target.direction == NORM_FORWARD:
         moments = configs.moments_config(target.shape, dtype.itemsize, target.channels_last, num_sms)
         return Candidate(configs.norm_forward_config(*given), moments)
-    return Candidate(configs.backward_config(*given, compared_size(dtype)))
+    choose = configs.backward_config if target.direction == BACKWARD else configs.norm_backward_config
+    return Candidate(choose(*given, compared_size(dtype)))
 
 
 def alternatives(target: Target, of: Candidate) -> dict[str, Candidate]:

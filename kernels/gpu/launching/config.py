@@ -103,14 +103,26 @@ def backward_config(
     compared: int | None = None,  # bytes per element in which x is compared: 4 for bfloat16; None: its own
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
-    if channels_last:
-        config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
-        return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
     # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
     # at 1024x7x7 in 4, 57 and 80 at 512x14x14.
     whole = _whole_map(shape, num_splits, itemsize, channels_last, num_sms)
     if whole is not None:
         return whole
+    return norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
+
+
+def norm_backward_config(
+    shape: tuple[int, int, int, int],
+    num_splits: int,
+    itemsize: int,
+    channels_last: bool,
+    num_sms: int,
+    compared: int | None = None,
+) -> LaunchConfig:
+    """The launches of the backward with BatchNorm, which always march; as `backward_config`."""
+    if channels_last:
+        config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
+        return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
     # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248).
     per_lane = 1 if itemsize == 8 else 4
     config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)

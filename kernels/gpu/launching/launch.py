@@ -91,9 +91,10 @@ def compiler_options(config: LaunchConfig | MomentsConfig) -> dict[str, int]:
 
 
 def _unaligned(t: Tensor) -> Any:
+    """The key of a tensor whose address is no multiple of 16, or 0; meta tensors are launched to compile only."""
     if t.data_ptr():
         return (t.dtype,)
-    if t.numel():
+    if t.numel() and not t.is_meta:
         raise RuntimeError(f"a tensor of shape {list(t.shape)} has no memory; was its storage freed?")
     return t.dtype
 

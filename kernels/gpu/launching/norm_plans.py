@@ -189,7 +189,7 @@ def norm_backward_plan(
     x, dy = meta(shape, stride, dtype), meta(shape, dy_stride, dy_dtype)
     dx = torch.empty_like(x)
     if config is None:
-        config = configs.backward_config(
+        config = configs.norm_backward_config(
             (n, c, h, w), g, dtype.itemsize, is_channels_last(x), sms, compared_size(dtype)
         )
     geometry = geometry_of(g, config, x, dy, dx, chunk=configs.pass_pixels(h, w, n * g, config, sms))
