@@ -121,15 +121,14 @@ def test_onnx(export: Callable[[nn.Module], Any], caplog: pytest.LogCaptureFixtu
     import onnxruntime
 
     caplog.set_level(logging.ERROR)  # it lists what is not installed
-    forms = list(FORMS) if export is not by_torchscript else ["paper", "relu", "norm"]
-    network = Network(forms)
+    network = Network(list(FORMS))
     model = export(network)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert_right(network, session.run(None, {session.get_inputs()[0].name: OTHER.numpy()}))
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     assert not model.functions
     steps = [node.op_type for node in model.graph.node if node.op_type not in ("Constant", "Cast", "Identity")]
-    fewest = sum(STEPS[form] for form in forms)  # TorchScript does not join what y and A share
+    fewest = sum(STEPS[form] for form in FORMS)  # TorchScript does not join what y and A share
     assert len(steps) <= (2 * fewest if export is by_torchscript else fewest), steps
 
 
