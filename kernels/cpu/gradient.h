@@ -60,7 +60,9 @@ struct Backward {
       const Lanes<T> dx_c{dxs.at(0, from), count, order_of<F>(dx.s, s)};
       channels->relu ? route<F, true, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip)
                      : route<F, false, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip);
-      for (int64_t j = at - from; j < count; ++j) {
+      for (int64_t j = 0; j < count; ++j) {
+        const bool again = from + j < at;  // dx of an overlap is overwritten, and so is what was exact of it
+        if (again && std::isfinite(f.sx[j])) continue;
         const int64_t c = from + j, one = base + c;
         ChannelSums<F> sum{f.sx[j], f.ss[j], 0};
         if (std::isfinite(sum.sx)) {
@@ -70,7 +72,7 @@ struct Backward {
                                       channels->scale[one], channels->shift[one], channels->kappa[one], F(f.mean[j]),
                                       F(f.factor[j]), channels->relu);
         }
-        partial[one] += sum.sx, partial[s.C + one] += sum.ss, partial[2 * s.C + one] += sum.m;
+        if (!again) partial[one] += sum.sx, partial[s.C + one] += sum.ss, partial[2 * s.C + one] += sum.m;
       }
     }
   }

@@ -227,7 +227,7 @@ def _judge_dual(call: Call, given: Given, function: Callable[[Tensor], Tensor]) 
     _, right = torch.func.jvp(exact, (given.x.double(),), (tangent.double(),))
     assert found is not None, "the tangent is lost"
     error = float((found.double() - right).norm() / right.norm())
-    assert error <= 1e4 * torch.finfo(found.dtype).eps, f"tangent: off by {error:.1e}"
+    assert error <= 1e4 * torch.finfo(given.x.dtype).eps, f"tangent: off by {error:.1e}"
 
 
 def _judge_not_finite(case: Case, results: Results) -> None:
