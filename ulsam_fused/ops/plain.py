@@ -19,7 +19,7 @@ from ..kernels.contract import (
     NormInputs,
     Options,
 )
-from ..torch_backend.primitives import without_autocast
+from ..torch_backend.primitives import compute_dtype, per_channel, without_autocast
 
 
 def forward(inputs: Inputs, options: Options) -> Forward:
@@ -49,21 +49,21 @@ def norm_forward(inputs: NormInputs, options: Options) -> NormForward:
         rstd = torch.rsqrt(var + options.eps2)
         gain = gamma2 * rstd
         of_z = LogitStatistics(gain, beta2 - gain * mean, mean, rstd, var, count)
-    normalised = _per_channel(of_z.gain) * z + _per_channel(of_z.offset)
+    normalised = per_channel(of_z.gain) * z + per_channel(of_z.offset)
     y, attention, _, lse = _outputs(inputs.x, x, z, normalised, options)
     return NormForward(y, attention, z, lse, first, torch.stack(of_z))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count of every channel: [C] each, of the map's type."""
-    var, mean = torch.var_mean(x.to(_maps_type(x)), (0, 2, 3), correction=0)
+    var, mean = torch.var_mean(x.to(compute_dtype(x)), (0, 2, 3), correction=0)
     return mean, var, torch.full_like(mean, x.shape[0] * x.shape[2] * x.shape[3])
 
 
 def _logits(x: Tensor, scale: Tensor, shift: Tensor | None, v: Tensor, b: Tensor | None, options: Options) -> Tensor:
-    u = x * _per_channel(scale)
+    u = x * per_channel(scale)
     if shift is not None:
-        u = u + _per_channel(shift)
+        u = u + per_channel(shift)
     m = F.max_pool2d(u.relu() if options.relu_u else u, 3, 1, 1)
     with without_autocast(x):
         return F.conv2d(m, v.view(options.num_splits, -1, 1, 1), b, groups=options.num_splits)
@@ -85,13 +85,5 @@ def _outputs(
 
 
 def _in_maps_type(tensors: Inputs | NormInputs) -> list[Any]:
-    dtype = _maps_type(tensors.x)
+    dtype = compute_dtype(tensors.x)
     return [None if t is None else t.to(dtype) for t in tensors]
-
-
-def _maps_type(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _per_channel(t: Tensor) -> Tensor:
-    return t.view(-1, 1, 1)
