@@ -108,9 +108,10 @@ def test_fakes_promise_what_comes(
 
 
 @pytest.mark.slow  # torch.compile traces, and for one backend generates and compiles C++
-def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str) -> None:
+def test_compiles_to_one_graph_over_map_sizes(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend  # a second, in this test alone
 
+    monkeypatch.setenv("CI", "true")  # where Inductor checks more of an operator
     torch._dynamo.reset()
     counting = CompileCounterWithBackend("inductor" if backend == "torch" else "aot_eager")
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counting)

@@ -1,7 +1,6 @@
 """What the operators are made of, for programs that other runtimes load: `uf.decompositions`.
 
-PyTorch's own table of decompositions gets them, too: there the ONNX exporter looks for an operator that it meets in an
-exported program. torch.compile does not look there, and keeps the operators.
+The ONNX exporter gets them unasked. Compilers and exported programs keep the operators.
 """
 
 from collections.abc import Callable
@@ -47,4 +46,5 @@ _DECOMPOSITIONS = {
     torch.ops.ulsam_fused.forward.default: _forward,
     torch.ops.ulsam_fused.norm_forward.default: _norm_forward,
 }
-tracing.publish_decompositions(_DECOMPOSITIONS)
+for _operator, _decomposition in _DECOMPOSITIONS.items():
+    tracing.decompose_for_onnx(_operator, _decomposition)

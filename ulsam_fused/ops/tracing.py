@@ -4,7 +4,7 @@ Private names of torch are touched here, where each has a fallback, in `values` 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,15 +78,27 @@ def _onnx_export() -> Callable[[], bool]:
     return lambda: GLOBALS.in_onnx_export or getattr(_flags, "_is_onnx_exporting", False)
 
 
-def publish_decompositions(decompositions: Mapping[torch._ops.OpOverload, Callable[..., Any]]) -> None:
-    """Put them where the ONNX exporter looks; without these tables it asks for `run_decompositions` first.
+def decompose_for_onnx(operator: torch._ops.OpOverload, decomposition: Callable[..., Any]) -> None:
+    """Give the ONNX exporter, which knows standard operators only, the decomposition where it meets the operator.
 
-    FakeTensor would prefer a decomposition to an operator's own fake, unless the operator stands in the meta table.
+    PyTorch's table of decompositions is no place for it: FakeTensor and TorchInductor read that table as well.
+    Without PyTorch's mode, the exporter asks for `run_decompositions` first.
     """
     try:
-        from torch._decomp import decomposition_table, meta_table
+        from torch._subclasses.functional_tensor import FunctionalTensorMode
     except ImportError:
         return
-    for operator, decomposition in decompositions.items():
-        meta_table[operator] = decomposition
-        decomposition_table[operator] = decomposition
+
+    def dispatch(
+        mode: FunctionalTensorMode,
+        operator: torch._ops.OpOverload,
+        types: tuple[type, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not _onnx_export()():
+            return mode.__torch_dispatch__(operator, types, args, kwargs)
+        with mode:
+            return decomposition(*args, **kwargs)
+
+    torch.library.register_torch_dispatch(operator.name(), FunctionalTensorMode, dispatch)
