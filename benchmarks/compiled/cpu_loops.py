@@ -3,7 +3,7 @@
     python -m benchmarks.compiled.cpu_loops
 
 The library is disassembled by `objdump`. Of each kernel's function that innermost loop is read which consists of vector
-instructions to the largest part: there the time goes. Vectors and budgets are for x86-64 with AVX2, in float32.
+instructions to the largest part: there the time goes. Budgets are for x86-64 with AVX2 or AVX-512, in float32.
 """
 
 import re
@@ -29,18 +29,32 @@ class Budget(NamedTuple):
 
 
 _LAMBDA = r".*\{lambda\(long, long, long\)#\d\}::operator"
-BUDGETS = {
-    "logits, 7x7": Budget(r"ulsam::march<float, 1, 2, false, false, true, true>", 4, 12),
-    "logits, 14x14": Budget(r"ulsam::march<float, 2, 2, false, false, true, true>", 8, 11),
-    "logits, 28x28": Budget(r"ulsam::march<float, 4, 1, false, false, true, true>", 8, 11.5),
+_EITHER = {
     "logits, channels_last": Budget(r"ulsam::walk<float, false>", 2, 11),
     "reweighting": Budget(r"ulsam::reweight<float, float, float>", 2, 7.2),
     "dA": Budget(r"ulsam::add_products<float, float, float>", 4, 4),
-    "NCHW to channels": Budget(r"ulsam::gather_strip<float, float>" + _LAMBDA, 8, 9.4),
     "down the columns": Budget(r"ulsam::march_down<float, true, true>", 1, 27.5),
     "along the rows": Budget(r"ulsam::march_along<float, false>", 1, 33),
-    "channels to NCHW": Budget(r"ulsam::scatter_strip<float, true, float, float>" + _LAMBDA, 8, 13.2),
 }
+BUDGETS = {
+    32: _EITHER
+    | {
+        "logits, 7x7": Budget(r"ulsam::march<float, 1, 2, false, false, true, true>", 4, 12),
+        "logits, 14x14": Budget(r"ulsam::march<float, 2, 2, false, false, true, true>", 8, 11),
+        "logits, 28x28": Budget(r"ulsam::march<float, 4, 1, false, false, true, true>", 8, 11.5),
+        "NCHW to channels": Budget(r"ulsam::gather_strip<float, float>" + _LAMBDA, 8, 9.4),
+        "channels to NCHW": Budget(r"ulsam::scatter_strip<float, true, float, float>" + _LAMBDA, 8, 13.2),
+    },
+    64: _EITHER
+    | {
+        "logits, 7x7": Budget(r"ulsam::add_small<false, false, float>", 4, 18),
+        "logits, 14x14": Budget(r"ulsam::march<float, 1, 2, false, false, true, true>", 4, 12),
+        "logits, 28x28": Budget(r"ulsam::march<float, 2, 2, false, false, true, true>", 8, 11),
+        "NCHW to channels": Budget(r"ulsam::gather_strip<float, float>" + _LAMBDA, 16, 10),
+        "channels to NCHW": Budget(r"ulsam::scatter_strip<float, true, float, float>" + _LAMBDA, 16, 13.2),
+    },
+}
+"""By the bytes of a vector."""
 
 
 class Loop(NamedTuple):
@@ -81,11 +95,18 @@ def hottest_loop(code: list[Instruction]) -> Loop:
     return max(loops)[1]
 
 
+def width_here() -> int:
+    """Bytes of the vectors that this CPU's library has; 0 without AVX2."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    wide = all(f" {needed}" in cpu for needed in ("avx512f", "avx512dq", "avx512bw", "avx512vl"))
+    return 64 if wide else 32 if " avx2" in cpu else 0
+
+
 def measure() -> dict[str, Loop]:
-    """The loop of every kernel of BUDGETS."""
+    """The loop of every kernel of this CPU's BUDGETS."""
     code = functions(build.build())
     found = {}
-    for kernel, budget in BUDGETS.items():
+    for kernel, budget in BUDGETS[width_here()].items():
         matching = [name for name in code if re.match(r"(void |bool )?" + budget.function, name)]
         if not matching:
             raise LookupError(f"no function of the library is {budget.function}")
@@ -96,7 +117,7 @@ def measure() -> dict[str, Loop]:
 def main() -> int:
     print(f"{'kernel':24}{'instructions a vector':>22}{'at most':>9}{'width':>7}{'spills':>8}")
     for kernel, loop in measure().items():
-        budget = BUDGETS[kernel]
+        budget = BUDGETS[width_here()][kernel]
         print(f"{kernel:24}{loop.instructions / budget.vectors:22.1f}{budget.most:9.1f}{loop.width:7}{loop.spills:8}")
     return 0
 

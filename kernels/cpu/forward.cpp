@@ -21,8 +21,10 @@ struct Forward {
   View<const T> from(int64_t i) const { return x.at(i / s.g, i % s.g * s.G()); }
   View<Y> to(int64_t i) const { return y.at(i / s.g, i % s.g * s.G()); }
 
-  void logits_of(int64_t i, int64_t r0, int64_t r1) const {
-    logits<F, T>(z + i * s.P(), from(i), bounds_of(x, s), s, i % s.g, *channels, r0, r1);
+  int64_t a_room() const { return Scratch<F>::rounded(padded<F>(s.P()) + LANES<F>); }
+
+  void logits_of(int64_t i, int64_t r0, int64_t r1, Scratch<F>& scratch) const {
+    logits<F, T>(z + i * s.P(), from(i), bounds_of(x, s), s, i % s.g, *channels, r0, r1, scratch);
   }
 
   // a [padded(P)]
@@ -41,15 +43,15 @@ struct Forward {
 
   void whole_maps() const {
     const Cut rows = strips<F>(s);
-    parallel(s.N * s.g, s.G() * s.P(), [&](int64_t i) {
-      Scratch<F> scratch(padded<F>(s.P()) + 16);
-      F* const a = scratch.take(padded<F>(s.P()));
+    const int64_t room = std::max(channels ? logits_scratch<F>(s) : 0, a_room());
+    parallel<F>(s.N * s.g, s.G() * s.P(), room, [&](int64_t i, Scratch<F>& scratch) {
       if (channels)
-        for (int64_t j = 0; j < rows.parts; ++j) logits_of(i, rows.begin(j), rows.end(j));
+        for (int64_t j = 0; j < rows.parts; ++j, scratch.reset()) logits_of(i, rows.begin(j), rows.end(j), scratch);
       if (affine.empty()) {
         if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
         return;
       }
+      F* const a = scratch.take(a_room());
       softmax_of(i, a);
       if (!reweight<F, T, Y>(to(i), from(i), a, s, 0, s.H)) exactly(i, a);
     });
@@ -57,14 +59,14 @@ struct Forward {
 
   void strips_of_maps() const {
     const Cut rows = strips<F>(s);
-    const int64_t maps = s.N * s.g, room = Scratch<F>::rounded(padded<F>(s.P()));
+    const int64_t maps = s.N * s.g, room = a_room();
     const int64_t work = s.G() * s.W * rows.size;
     Scratch<F> scratch(maps * room);
     F* const a = scratch.take(maps * room);
     std::vector<char> finite(maps * rows.parts);
     if (channels)
-      parallel(maps * rows.parts, work, [&](int64_t i) {
-        logits_of(i / rows.parts, rows.begin(i % rows.parts), rows.end(i % rows.parts));
+      parallel<F>(maps * rows.parts, work, logits_scratch<F>(s), [&](int64_t i, Scratch<F>& scratch) {
+        logits_of(i / rows.parts, rows.begin(i % rows.parts), rows.end(i % rows.parts), scratch);
       });
     if (affine.empty()) {
       parallel(maps, s.G() * s.P(), [&](int64_t i) {

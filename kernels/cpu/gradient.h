@@ -33,10 +33,9 @@ struct Backward {
   View<T> dx_of(int64_t i) const { return dx.at(i / s.g, i % s.g * s.G()); }
 
   // Channels [c0, c1) of map i, a vector of them at a time; partial [3, C] is added to.
-  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, F* partial) const {
+  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, F* partial,
+                   const Strip<F>& strip) const {
     constexpr int L = LANES<F>;
-    Scratch<F> scratch(Strip<F>::room(s));
-    const Strip<F> strip(s, scratch);
     const int64_t base = i % s.g * s.G();
     const View<const T> xs = x_of(i);
     const View<const DT> Ds = D_of(i);
@@ -125,15 +124,16 @@ struct Backward {
   void whole_maps() const {
     const Cut images = cut(s.N, std::max<int64_t>(1, s.N * s.g / 64));
     std::vector<F> partial(images.parts * 3 * s.C, F(0));
-    parallel(images.parts * s.g, images.size * s.G() * s.P(), [&](int64_t item) {
+    const int64_t work = images.size * s.G() * s.P(), room = 2 * map_room() + (dl ? 0 : Strip<F>::room(s));
+    parallel<F>(images.parts * s.g, work, room, [&](int64_t item, Scratch<F>& scratch) {
       const int64_t b = item / s.g, k = item % s.g;
-      Scratch<F> scratch(2 * map_room());
       F *const a = scratch.take(map_room()), *const da = scratch.take(map_room());
+      const Strip<F> strip = dl ? Strip<F>() : Strip<F>(s, scratch);
       for (int64_t n = images.begin(b); n < images.end(b); ++n) {
         const int64_t i = n * s.g + k;
         if (!dz) start(i, da, 0, s.H);
         finish(i, a, da);
-        if (!dl) channels_of(i, 0, s.G(), a, da, &partial[b * 3 * s.C]);
+        if (!dl) channels_of(i, 0, s.G(), a, da, &partial[b * 3 * s.C], strip);
       }
     });
     if (!dl) add_up(partial, images.parts);
@@ -154,10 +154,11 @@ struct Backward {
       });
     parallel(maps, s.P(), [&](int64_t i) { finish(i, a + i * map_room(), da + i * map_room()); });
     if (dl) return;
-    parallel(maps * blocks.parts, s.P() * blocks.size, [&](int64_t j) {
+    parallel<F>(maps * blocks.parts, s.P() * blocks.size, Strip<F>::room(s), [&](int64_t j, Scratch<F>& own) {
       const int64_t i = j / blocks.parts, b = j % blocks.parts;
       const int64_t end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
-      channels_of(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), &partial[i / s.g * 3 * s.C]);
+      channels_of(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), &partial[i / s.g * 3 * s.C],
+                  Strip<F>(s, own));
     });
     add_up(partial, s.N);
   }

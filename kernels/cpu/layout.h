@@ -45,20 +45,24 @@ Order order_of(const Strides& s, const Shape& shape) {
   return Order::NEITHER;
 }
 
-// Scratch of one thread for one call: numbers of F, aligned to vectors; nothing is initialised.
+// Scratch of one thread, for one map after the other: numbers of F, aligned to vectors; nothing is initialised.
 template <class F>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : p_((F*)std::aligned_alloc(64, (count * sizeof(F) + 64 + 63) / 64 * 64)), end_(p_ + count), next_(p_) {
+      : p_((F*)std::aligned_alloc(64, (count * sizeof(F) + 64 + 63) / 64 * 64)), end_(p_ + count) {
     if (!p_) throw std::bad_alloc();
-#ifdef ULSAM_POISON  // to show that no result depends on what scratch held before
-    std::fill(p_, end_, NOT_A_NUMBER<F>);
-#endif
+    reset();
   }
   ~Scratch() { std::free(p_); }
   Scratch(const Scratch&) = delete;
 
+  void reset() {
+    next_ = p_;
+#ifdef ULSAM_POISON  // to show that no result depends on what scratch held before
+    std::fill(p_, end_, NOT_A_NUMBER<F>);
+#endif
+  }
   F* take(int64_t count) {
     F* p = next_;
     next_ += rounded(count);

@@ -4,7 +4,7 @@
 #include "exact.h"
 #include "reweight.h"
 #include "softmax.h"
-#include "window.h"
+#include "window_small.h"
 #include "window_pixels.h"
 
 namespace ulsam {
@@ -25,11 +25,14 @@ Bounds<T> bounds_of(View<const T> x, const Shape& s) {
   return {x.p, x.p + (s.N - 1) * x.s.n + (s.C - 1) * x.s.c + (s.H - 1) * x.s.h + (s.W - 1) * x.s.w + 1};
 }
 
-// z [P] in rows [r0, r1) of subspace k, from x at its first channel.
+// z [P] in rows [r0, r1) of subspace k, from x at its first channel; takes logits_scratch numbers.
 template <class F, class T>
 void logits(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k, const Channels<F>& channels,
-            int64_t r0, int64_t r1) {
-  Scratch<F> scratch(logits_scratch<F>(s));
+            int64_t r0, int64_t r1, Scratch<F>& scratch) {
+#ifdef ULSAM_AVX512
+  if constexpr (WIDE<F>)
+    if (is_small(x.s, s)) return logits_of_small_maps<T>(z, x, bounds, s, k, channels);
+#endif
   if (order_of<F>(x.s, s) == Order::PIXELS)
     logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch);
   else

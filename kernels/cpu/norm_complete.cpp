@@ -60,9 +60,8 @@ void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Te
       const Order order = order_of<F>(x_.s, s);
       const bool runs = order != Order::NEITHER && alike<F>(dx_.s, x_.s, s) && (!D.p || alike<F>(D.s, x_.s, s));
       const int64_t G = s.G(), P = s.P();
-      parallel(s.N * s.g, G * P, [&](int64_t i) {
+      parallel<F>(s.N * s.g, G * P, padded<F>(P) + 16, [&](int64_t i, Scratch<F>& scratch) {
         const int64_t n = i / s.g, k = i % s.g, c0 = k * G;
-        Scratch<F> scratch(padded<F>(P) + 16);
         F* const a = scratch.take(padded<F>(P));
         softmax(a, z_ + i * P, P, Affine<F>{norm[k], norm[s.g + k], relu_z});
         drop_tiny(a, P);

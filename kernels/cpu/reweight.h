@@ -32,6 +32,24 @@ ULSAM_INLINE Vec<F> reweight_run(Y* y, const T* x, const F* a, int64_t count, Ve
   return seen + seen2;
 }
 
+// A whole subspace in one run, map behind map; a [P] has room for a vector behind it, where it begins anew.
+template <class F, class T, class Y>
+ULSAM_INLINE Vec<F> reweight_maps(Y* y, const T* x, F* a, int64_t P, int64_t count) {
+  constexpr int L = LANES<F>;
+  for (int64_t i = 0; i < L; ++i) a[P + i] = a[i % P];
+  Vec<F> seen{};
+  auto step = [&](int64_t i, int64_t at) {
+    const Vec<F> v = load<F>(x + i), out = v + load(a + at) * v;
+    store<F, false>(y + i, out);
+    seen += out * F(0);
+  };
+  const int64_t whole = count - count % L;
+  for (int64_t i = 0, at = 0; i < whole; at -= P)
+    for (; at < P && i < whole; i += L, at += L) step(i, at);
+  if (whole < count) step(count - L, (count - L) % P);
+  return seen;
+}
+
 // The channels of one pixel: y[i] = x[i] + a x[i], count of at least a vector.
 template <class F, class T, class Y>
 ULSAM_INLINE Vec<F> reweight_pixel(Y* y, const T* x, F a, int64_t count, Vec<F> seen) {
@@ -48,12 +66,14 @@ ULSAM_INLINE Vec<F> reweight_pixel(Y* y, const T* x, F a, int64_t count, Vec<F> 
 
 // Rows [r0, r1) of the subspace; a [P] has room for a vector behind it. Returns whether every y is finite.
 template <class F, class T, class Y>
-ULSAM_APART bool reweight(View<Y> y, View<const T> x, const F* a, const Shape& s, int64_t r0, int64_t r1) {
+ULSAM_APART bool reweight(View<Y> y, View<const T> x, F* a, const Shape& s, int64_t r0, int64_t r1) {
   Vec<F> seen{};
   const int64_t G = s.G();
   const Order order = order_of<F>(x.s, s);
   if (order == Order::PLANES && order_of<F>(y.s, s) == order) {
     const bool joined = x.s.rows_joined(s) && y.s.rows_joined(s);
+    const bool dense = joined && x.s.c == s.P() && y.s.c == s.P() && G * s.P() >= LANES<F>;
+    if (dense && r0 == 0 && r1 == s.H) return sum_lanes<F>(reweight_maps<F>(y.p, x.p, a, s.P(), G * s.P())) == 0;
     for (int64_t c = 0; c < G; ++c) {
       const View<const T> from = x.at(0, c);
       const View<Y> to = y.at(0, c);

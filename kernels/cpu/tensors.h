@@ -105,12 +105,9 @@ std::vector<Affine<F>> affine_of(const Maybe& second, int64_t g, bool relu_z) {
   return affine;
 }
 
-// f(i) for i in [0, items), in parallel where there is work for it; `work`: numbers that an item touches.
+// range(begin, end) for parts of [0, items), in parallel where there is work; `work`: numbers that an item touches.
 template <class Function>
-void parallel(int64_t items, int64_t work, const Function& f) {
-  auto range = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i);
-  };
+void parallel_ranges(int64_t items, int64_t work, const Function& range) {
 #ifdef ULSAM_OWN_THREADS  // ThreadSanitizer does not know how PyTorch's threads wait for each other
   std::thread first(range, 0, items / 2);
   range(items / 2, items);
@@ -119,6 +116,22 @@ void parallel(int64_t items, int64_t work, const Function& f) {
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, work));
   torch::stable::parallel_for(0, items, grain, range);
 #endif
+}
+
+// f(i) for each i.
+template <class Function>
+void parallel(int64_t items, int64_t work, const Function& f) {
+  parallel_ranges(items, work, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  });
+}
+
+// f(i, scratch) for each i, with `room` numbers that a thread takes from the allocator once.
+template <class F, class Function>
+void parallel(int64_t items, int64_t work, int64_t room, const Function& f) {
+  parallel_ranges(items, work, [&](int64_t begin, int64_t end) {
+    for (Scratch<F> scratch(room); begin < end; ++begin, scratch.reset()) f(begin, scratch);
+  });
 }
 
 }  // namespace ulsam

@@ -1,8 +1,6 @@
 // A square of vectors turned over: lane i of vector j goes to lane j of vector i.
 #pragma once
 
-#include <utility>
-
 #include "vectors.h"
 
 namespace ulsam {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include <torch/headeronly/util/Half.h>
 
@@ -61,6 +62,16 @@ template <class F>
 constexpr F INF = std::numeric_limits<F>::infinity();
 template <class F>
 constexpr F NOT_A_NUMBER = std::numeric_limits<F>::quiet_NaN();
+
+// f(0), ..., f(N - 1) with constants: arrays that they index stay in registers.
+template <class Function, int... I>
+ULSAM_INLINE void unrolled(const Function& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, class Function>
+ULSAM_INLINE void unrolled(const Function& f) {
+  unrolled(f, std::make_integer_sequence<int, N>());
+}
 
 // --- one number ---------------------------------------------------------------------------------------------------
 
@@ -233,9 +244,14 @@ ULSAM_INLINE Vec<F> unless(Mask<F> mask, Vec<F> v) {
 // The sum of all lanes in the fixed order of halves: (0 + n/2), ...
 template <class F>
 ULSAM_INLINE F sum_lanes(Vec<F> v) {
-#if defined(__AVX2__) && !defined(ULSAM_AVX512)
+#if defined(__AVX2__)
   if constexpr (std::is_same<F, float>::value) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#if defined(ULSAM_AVX512)
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+    const __m256 half = (__m256)v;
+#endif
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }

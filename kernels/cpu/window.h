@@ -62,12 +62,6 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
     constexpr bool L = LEFT && j == 0, R = RIGHT && j == NV - 1;
     return horizontal<F, NEGATIVE, L, R>(p + (j == NV - 1 ? last : j * LANES<F>), left, right);
   };
-  auto each = [](auto f) {
-    f(std::integral_constant<int, 0>());
-    if constexpr (NV > 1) f(std::integral_constant<int, 1>());
-    if constexpr (NV > 2) f(std::integral_constant<int, 2>());
-    if constexpr (NV > 3) f(std::integral_constant<int, 3>());
-  };
   for (int c = 0; c + CH <= count; c += CH, x += CH, terms += CH) {
     V size[CH], shift[CH], v[CH];
     const F* p[CH];
@@ -83,7 +77,7 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
     };
     V h0[CH][NV], h1[CH][NV];  // of the row above and of this one
     const int64_t above = r0 > 0 ? -row : 0;
-    each([&](auto j) {
+    unrolled<NV>([&](auto j) {
 #pragma GCC unroll 4
       for (int i = 0; i < CH; ++i) h0[i][j] = across(p[i] + above, j), h1[i][j] = across(p[i], j);
     });
@@ -91,7 +85,7 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
     int64_t r = r0;
     for (; r + 2 <= r1; r += 2, to += 2 * width) {
       const int64_t two = r + 2 < H ? 2 * row : row;
-      each([&](auto j) {
+      unrolled<NV>([&](auto j) {
         V z0 = load(to + j * LANES<F>), z1 = load(to + width + j * LANES<F>);
 #pragma GCC unroll 4
         for (int i = 0; i < CH; ++i) {
@@ -107,7 +101,7 @@ ULSAM_APART void march(F* z, const F* const* x, const Term<F>* terms, int count,
     }
     if (r < r1) {
       const int64_t below = r + 1 < H ? row : 0;
-      each([&](auto j) {
+      unrolled<NV>([&](auto j) {
         V z0 = load(to + j * LANES<F>);
 #pragma GCC unroll 4
         for (int i = 0; i < CH; ++i)
@@ -213,7 +207,8 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
     return std::is_same<T, F>::value && x.s.w == 1 && p + first * x.s.h > bounds.begin &&
            p + (last - 1) * x.s.h + std::max<int64_t>(s.W, LANES<F>) < bounds.end;
   };
-  auto at = [&](int32_t c) { return x.p + (c - c0) * x.s.c; };
+  auto at = [&](int64_t c) { return x.p + (c - c0) * x.s.c; };
+  const bool all_direct = direct(at(c0)) && direct(at(c0 + s.G() - 1));  // all others lie between these
   int in_part = 0;
   for (int negative = 0; negative < 2; ++negative) {
     const int64_t begin = negative ? channels.negative_at[k] : c0;
@@ -221,11 +216,11 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
     for (int64_t i = begin; i < stop;) {
       const F* rows[BLOCK];
       const Term<F>* const terms = &channels.terms[i];
-      const bool there = direct(at(channels.order[i]));
+      const bool there = all_direct || direct(at(channels.order[i]));
       int n = 0;
       for (; n < std::min(most, BLOCK - in_part) && i < stop; ++n, ++i) {
         const T* const p = at(channels.order[i]);
-        if (direct(p) != there) break;
+        if (!all_direct && direct(p) != there) break;
         if constexpr (std::is_same<T, F>::value) {
           if (there) {
             rows[n] = p;
@@ -253,7 +248,9 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
     const F *t = total + (r - r0) * columns.width, *p = part + (r - r0) * columns.width;
     F* const to = z + r * s.W;
     if (s.W < LANES<F>) {
-      store_some<F>(to, load(t) + load(p), int(s.W));
+      const Vec<F> sum = load(t) + load(p);
+      const bool room = r * s.W + LANES<F> <= r1 * s.W;  // what is written behind the row is written again
+      room ? store(to, sum) : store_some<F>(to, sum, int(s.W));
     } else {
       for (int64_t j = 0; j < columns.vectors; ++j)
         store(to + columns.column(j), load(t + j * LANES<F>) + load(p + j * LANES<F>));

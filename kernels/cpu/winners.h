@@ -49,12 +49,13 @@ struct Winners {
 // A strip's buffers: kappa x (and x) of its rows and of two rows on either side, and e of its rows, later ds.
 template <class F>
 struct Strip {
-  Cut rows;
-  Vec<F> *kx, *x, *e;
+  Cut rows{};
+  Vec<F> *kx{}, *x{}, *e{};
 
   static Cut rows_of(const Shape& s) { return cut(s.H, std::max<int64_t>(4, 131072 / ULSAM_VECTOR_BYTES / s.W)); }
   static int64_t numbers(const Shape& s) { return Scratch<F>::rounded((rows_of(s).size + 4) * s.W * LANES<F>); }
   static int64_t room(const Shape& s) { return 3 * numbers(s); }
+  Strip() = default;
   Strip(const Shape& s, Scratch<F>& scratch) : rows(rows_of(s)) {
     kx = (Vec<F>*)scratch.take(numbers(s)), x = (Vec<F>*)scratch.take(numbers(s));
     e = (Vec<F>*)scratch.take(numbers(s)) + 2 * s.W;

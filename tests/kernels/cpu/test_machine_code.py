@@ -1,7 +1,6 @@
 """What the C++ kernels compiled to: whole vectors in every inner loop, within their budgets of instructions."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from ulsam_fused.kernels.cpu import build
@@ -12,20 +11,17 @@ from benchmarks.compiled.loops import Instruction
 
 
 def why_not() -> str | None:
-    """Budgets are for what GCC makes of AVX2."""
+    """Budgets are for what GCC makes of AVX2 and AVX-512."""
     if build.problem() is not None or shutil.which("objdump") is None:
         return build.problem() or "there is no objdump"
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if " avx2" not in cpu or " avx512f" in cpu or "g++" not in build._compiler()[0]:
-        return "not GCC for AVX2"
-    return None
+    return None if cpu_loops.width_here() and "g++" in build._compiler()[0] else "not GCC for AVX2 or AVX-512"
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_inner_loops() -> None:
     for kernel, loop in cpu_loops.measure().items():
-        budget = BUDGETS[kernel]
-        assert loop.width == 32, kernel
+        budget = BUDGETS[cpu_loops.width_here()][kernel]
+        assert loop.width == cpu_loops.width_here(), kernel
         assert loop.instructions / budget.vectors <= budget.most, kernel
         assert loop.spills <= budget.vectors, kernel  # less than one for each vector that is handled
 

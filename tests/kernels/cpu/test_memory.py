@@ -14,8 +14,8 @@ from tests.kernels.norms import run_folded
 
 pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
 
-# no vector divides anything; every vector divides everything; one column; strips of few large maps
-SHAPES = [((3, 6, 9, 5), 2), ((1, 32, 8, 16), 2), ((2, 10, 5, 1), 1), ((1, 18, 56, 61), 1)]
+# no vector divides anything; every vector divides everything; one column; strips of few large maps; 7x7
+SHAPES = [((3, 6, 9, 5), 2), ((1, 32, 8, 16), 2), ((2, 10, 5, 1), 1), ((1, 18, 56, 61), 1), ((2, 6, 7, 7), 2)]
 
 
 @pytest.mark.parametrize(("shape", "num_splits"), SHAPES, ids=str)

@@ -49,8 +49,9 @@ void check(Shape s, bool channels_last, bool relu) {
     const int64_t n = i / s.g, k = i % s.g, c0 = k * s.G();
     std::vector<F> z(P), z_exact(P), a(padded<F>(P) + LANES<F>), dl(padded<F>(P) + LANES<F>);
     const Cut rows = strips<F>(s);
-    for (int64_t j = 0; j < rows.parts; ++j)
-      logits<F, T>(z.data(), X.at(n, c0), bounds_of(X, s), s, k, channels, rows.begin(j), rows.end(j));
+    Scratch<F> scratch(std::max(logits_scratch<F>(s), Strip<F>::room(s)));
+    for (int64_t j = 0; j < rows.parts; ++j, scratch.reset())
+      logits<F, T>(z.data(), X.at(n, c0), bounds_of(X, s), s, k, channels, rows.begin(j), rows.end(j), scratch);
     exact_logits<F, T>(z_exact.data(), X.at(n, c0), s, k, channels);
     compare<F>("logits", s, z, z_exact, F(s.G()));
     softmax(a.data(), z_exact.data(), P, Affine<F>{1, 0, false});
@@ -60,7 +61,6 @@ void check(Shape s, bool channels_last, bool relu) {
     if (!reweight<F, T, T>(View<T>{y.data(), strides}.at(n, c0), X.at(n, c0), a.data(), s, 0, s.H)) ++failures;
     exact_reweight<F, T, T>(View<T>{y_exact.data(), strides}.at(n, c0), X.at(n, c0), a.data(), s);
     for (int64_t p = 0; p < P; ++p) dl[p] = F(normal(random));
-    Scratch<F> scratch(Strip<F>::room(s));
     const Strip<F> strip(s, scratch);
     for (int64_t at = 0; at < s.G(); at += LANES<F>) {
       const int64_t from = std::max<int64_t>(0, std::min(at, s.G() - LANES<F>));
