@@ -38,11 +38,7 @@ ULSAM_APART void add_products(F* da, View<const DT> D, View<const T> x, const Sh
         for (; c + 2 * L <= G; c += 2 * L)
           sum += load<F>(d + c) * load<F>(v + c), sum2 += load<F>(d + c + L) * load<F>(v + c + L);
         for (; c + L <= G; c += L) sum += load<F>(d + c) * load<F>(v + c);
-        if (c < G) {  // the lanes that the vector before has had count as 0
-          V last = load<F>(d + G - L) * load<F>(v + G - L);
-          for (int64_t i = 0; i < c - (G - L); ++i) last[i] = 0;
-          sum += last;
-        }
+        if (c < G) sum += load_some<F>(d + c, int(G - c)) * load_some<F>(v + c, int(G - c));
         da[r * s.W + w] += sum_lanes<F>(sum + sum2);
       }
   } else {

@@ -2,7 +2,7 @@
 //
 // x [N, C, H, W] is read in one of three ways:
 //   PLANES   neighbours in a row are neighbours in memory (NCHW, and views of it)
-//   PIXELS   the channels of a pixel are (channels_last, and views of it), with at least a vector of them in a subspace
+//   PIXELS   the channels of a pixel are (channels_last, and views of it), a quarter of a vector or more in a subspace
 //   NEITHER  any other strides: rows are gathered one number at a time
 #pragma once
 
@@ -41,7 +41,7 @@ struct View {
 template <class F>
 Order order_of(const Strides& s, const Shape& shape) {
   if (s.w == 1 || shape.W == 1) return Order::PLANES;
-  if (s.c == 1 && shape.G() >= LANES<F>) return Order::PIXELS;
+  if (s.c == 1 && 4 * shape.G() >= LANES<F>) return Order::PIXELS;
   return Order::NEITHER;
 }
 

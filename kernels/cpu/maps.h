@@ -33,7 +33,7 @@ void logits(F* z, View<const T> x, Bounds<T> bounds, const Shape& s, int64_t k, 
   if constexpr (WIDE<F>)
     if (is_small(x.s, s)) return logits_of_small_maps<T>(z, x, bounds, s, k, channels);
 #endif
-  if (order_of<F>(x.s, s) == Order::PIXELS)
+  if (order_of<F>(x.s, s) == Order::PIXELS && s.G() >= LANES<F>)
     logits_of_pixels<F, T>(z, x, s, k, channels, r0, r1, scratch);
   else
     logits_of_planes<F, T>(z, x, bounds, s, k, channels, r0, r1, scratch);

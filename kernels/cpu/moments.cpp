@@ -107,8 +107,9 @@ void moments(Tensor x, Tensor parts) {
     std::fill(to, to + 3 * s.C, F(0));
     if (s.N * s.P() == 0) return;
     const View<const T> v = view<T>(x);
-    const bool pixels = order_of<F>(v.s, s) == Order::PIXELS;
-    constexpr int L = LANES<F>, MANY = 128 / sizeof(F) / L;  // two cache lines
+    constexpr int L = LANES<F>;
+    const bool pixels = order_of<F>(v.s, s) == Order::PIXELS && s.C >= L;
+    constexpr int MANY = 128 / sizeof(F) / L;  // two cache lines
     auto keep = [&](int64_t c, F count, F mean, F m2) { to[c] = count, to[s.C + c] = mean, to[2 * s.C + c] = m2; };
     const Cut blocks = cut(s.C, pixels ? MANY * L : 1 + 1024 / s.P(), pixels ? L : 1);
     parallel(blocks.parts, blocks.size * s.N * s.P(), [&](int64_t b) {

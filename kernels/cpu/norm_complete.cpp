@@ -15,24 +15,16 @@ void complete_run(T* dx, const DT* D, const T* x, const F* a, const F* constant,
                   int64_t count) {
   constexpr int L = LANES<F>;
   using V = Vec<F>;
-  auto of = [&](const F* p, int64_t i, bool along) { return along ? load(p + i) : broadcast(*p); };
-  int64_t i = 0;
-  for (; i + L <= count; i += L) {
-    V out = load<F>(dx + i) - of(constant, i, PIXEL) - of(slope, i, PIXEL) * (load<F>(x + i) - of(mean, i, PIXEL));
+  for (int64_t i = 0; i < count; i += L) {
+    const int lanes = int(std::min<int64_t>(L, count - i));
+    auto of = [&](const F* p, bool along) { return along ? load_some<F>(p + i, lanes) : broadcast(*p); };
+    const V centred = load_some<F>(x + i, lanes) - of(mean, PIXEL);
+    V out = load_some<F>(dx + i, lanes) - of(constant, PIXEL) - of(slope, PIXEL) * centred;
     if (D) {
-      const V d = load<F>(D + i);
-      out += d + of(a, i, !PIXEL) * d;
+      const V d = load_some<F>(D + i, lanes);
+      out += d + of(a, !PIXEL) * d;
     }
-    store<F>(dx + i, out);
-  }
-  for (; i < count; ++i) {
-    const int64_t c = PIXEL ? i : 0;
-    F out = get(dx + i) - constant[c] - slope[c] * (get(x + i) - mean[c]);
-    if (D) {
-      const F d = F(get(D + i));
-      out += d + a[PIXEL ? 0 : i] * d;
-    }
-    put(dx + i, out);
+    store_some<F>(dx + i, out, lanes);
   }
 }
 

@@ -50,11 +50,16 @@ ULSAM_INLINE Vec<F> reweight_maps(Y* y, const T* x, F* a, int64_t P, int64_t cou
   return seen;
 }
 
-// The channels of one pixel: y[i] = x[i] + a x[i], count of at least a vector.
+// The channels of one pixel: y[i] = x[i] + a x[i].
 template <class F, class T, class Y>
 ULSAM_INLINE Vec<F> reweight_pixel(Y* y, const T* x, F a, int64_t count, Vec<F> seen) {
   constexpr int L = LANES<F>;
   const Vec<F> a_v = broadcast(a);
+  if (count < L) {
+    const Vec<F> v = load_some<F>(x, int(count)), out = v + a_v * v;
+    store_some<F>(y, out, int(count));
+    return seen + out * F(0);
+  }
   for (int64_t i = 0; i < count; i += L) {
     const int64_t c = std::min(i, count - L);
     const Vec<F> v = load<F>(x + c), out = v + a_v * v;

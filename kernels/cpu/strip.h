@@ -34,9 +34,14 @@ ULSAM_APART void gather_strip(Vec<F>* to, const Lanes<const T>& x, const Shape& 
                               Vec<F> factor) {
   constexpr int L = LANES<F>;
   if (x.order == Order::PIXELS) {
-    for (int64_t r = r0; r < r1; ++r)
-      for (int64_t w = 0; w < s.W; ++w) *to++ = load<F>(x.at.row(r) + w * x.at.s.w) * factor;
-    return;
+    auto rows = [&](auto whole) {
+      for (int64_t r = r0; r < r1; ++r) {
+        const T* p = x.at.row(r);
+        for (int64_t w = 0; w < s.W; ++w, p += x.at.s.w)
+          *to++ = (whole ? load<F>(p) : load_some<F>(p, x.count)) * factor;
+      }
+    };
+    return x.count == L ? rows(std::true_type()) : rows(std::false_type());
   }
   const T* from[L];
   for (int i = 0; i < L; ++i) from[i] = x.of(i);
@@ -71,22 +76,25 @@ template <class F, bool GIVEN, class T, class DT>
 ULSAM_APART void scatter_strip(const Lanes<T>& dx, const Vec<F>* ds, const Lanes<const DT>& D, const F* a,
                                const Shape& s, int64_t r0, int64_t r1) {
   constexpr int L = LANES<F>;
-  auto with = [](Vec<F> ds, const DT* d, Vec<F> a) {
+  auto with = [](Vec<F> ds, const DT* d, Vec<F> a, int count = LANES<F>) {
     if constexpr (!GIVEN) return ds;
-    const Vec<F> v = load<F>(d);
+    const Vec<F> v = load_some<F>(d, count);
     return ds + (v + a * v);
   };
   a += r0 * s.W;
   if (dx.order == Order::PIXELS && (!GIVEN || D.order == Order::PIXELS)) {
-    for (int64_t r = r0; r < r1; ++r) {
-      T* o = dx.at.row(r);
-      const DT* d = GIVEN ? D.at.row(r) : nullptr;
-      for (int64_t w = 0; w < s.W; ++w, o += dx.at.s.w) {
-        store<F>(o, with(*ds++, d, broadcast(*a++)));
-        if constexpr (GIVEN) d += D.at.s.w;
+    auto rows = [&](auto whole) {
+      const int count = whole ? L : dx.count;
+      for (int64_t r = r0; r < r1; ++r) {
+        T* o = dx.at.row(r);
+        const DT* d = GIVEN ? D.at.row(r) : nullptr;
+        for (int64_t w = 0; w < s.W; ++w, o += dx.at.s.w) {
+          store_some<F>(o, with(*ds++, d, broadcast(*a++), count), count);
+          if constexpr (GIVEN) d += D.at.s.w;
+        }
       }
-    }
-    return;
+    };
+    return dx.count == L ? rows(std::true_type()) : rows(std::false_type());
   }
   const bool joined = dx.at.s.rows_joined(s) && (!GIVEN || D.at.s.rows_joined(s));
   const bool planes = dx.order == Order::PLANES && (!GIVEN || D.order == Order::PLANES);

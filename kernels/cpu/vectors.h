@@ -165,9 +165,21 @@ ULSAM_INLINE void store(float16* p, Vec<F> v) {
 #endif
 }
 
-// The first `count` lanes.
+#if defined(__AVX2__) && !defined(ULSAM_AVX512)
+inline const int32_t FIRST_LANES[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+#endif
+
+// The first `count` lanes; no memory behind them is touched.
 template <class F, class T>
 ULSAM_INLINE void store_some(T* p, Vec<F> v, int count) {
+  if (count == LANES<F>) return store<F>(p, v);
+  if constexpr (std::is_same<T, float>::value) {
+#if defined(ULSAM_AVX512)
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+#elif defined(__AVX2__)
+    return _mm256_maskstore_ps(p, _mm256_loadu_si256((const __m256i*)(FIRST_LANES + 8 - count)), (__m256)v);
+#endif
+  }
   T some[LANES<F>];
   store<F>(some, v);
   for (int i = 0; i < count; ++i) p[i] = some[i];
@@ -177,6 +189,13 @@ ULSAM_INLINE void store_some(T* p, Vec<F> v, int count) {
 template <class F, class T>
 ULSAM_INLINE Vec<F> load_some(const T* p, int count) {
   if (count == LANES<F>) return load<F>(p);
+  if constexpr (std::is_same<T, float>::value) {
+#if defined(ULSAM_AVX512)
+    return (Vec<F>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+#elif defined(__AVX2__)
+    return (Vec<F>)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i*)(FIRST_LANES + 8 - count)));
+#endif
+  }
   T some[LANES<F>] = {};
   for (int i = 0; i < count; ++i) some[i] = p[i];
   return load<F>(some);
