@@ -1,5 +1,7 @@
 """How times are taken. No test looks at a time's value."""
 
+import sys
+
 import pytest
 import torch
 
@@ -42,3 +44,17 @@ def test_host_time_ends_in_time_and_after_1000_calls(monkeypatch: pytest.MonkeyP
     called.clear()
     timing.host_time(called.append, seconds=1e9)
     assert len(called) == 10 + 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for glibc")
+def test_results_find_the_memory_of_the_last_ones() -> None:
+    import resource
+
+    timing.keep_memory()
+    x, faults, kept = torch.ones(1 << 20), [], torch.empty(0)
+    for _ in range(30):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = x.clone()  # while the last is alive
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert kept.numel() * kept.element_size() // 4096 == 1024
+    assert sum(faults[10:]) < 1024

@@ -2,12 +2,15 @@
 
 On a GPU: device time of CUDA graphs. A graph makes one call with each of many input sets, 200 MB together, so every
 call finds a cold cache. The host's time is taken apart, at batch 1. On a CPU: wall clock of runs of 10 ms, all
-providers in turn, round after round, on one input that may stay in the cache.
+providers in turn, round after round, on one input that may stay in the cache. Memory that is freed stays with the
+process.
 """
 
+import ctypes
 import functools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,9 +48,23 @@ def sets_needed(bytes_per_set: int, device: torch.device) -> int:
 
 def wall_clock(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
     """CPU times of all calls in interleaved rounds, `seconds` for each of them."""
+    keep_memory()
     samplers = {name: functools.partial(_warm_wall, call, _calls_per_sample(call)) for name, call in calls.items()}
     samples = in_turn(samplers, seconds)
     return {name: Timing.of(found, "wall clock, interleaved") for name, found in samples.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def keep_memory() -> None:
+    """Have glibc keep what is freed, up to 32 MB a tensor.
+
+    Else it returns some results to the system, by what lies behind them, and a later call waits for a page fault per
+    4 KB: up to a millisecond, in any operator.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        mmap_threshold, trim_threshold = -3, -1
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def in_turn(samplers: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
