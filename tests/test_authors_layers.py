@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.nn.utils import parametrize, prune, skip_init
 
 import ulsam_fused as uf
-from tests.helpers.authors import assert_close, assert_same_step, norms, pair, step
+from tests.helpers.authors import FrozenBatchNorm2d, assert_close, assert_same_step, norms, pair, step
 from ulsam_fused.conversion.pattern import Layers
 from ulsam_fused.conversion.shared_weights import SharedULSAM
 
@@ -308,20 +308,6 @@ def test_their_optimizer_and_average_continue_here() -> None:
     for key, t in averages[0].items():
         assert_close(key, averages[1][key], t, 1e-9 if "conv" in key or "running_mean" in key else 0.0)
     assert averages[1]["subspaces.1.bn_dws.num_batches_tracked"] > 2
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """As torchvision's and timm's."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone() + 0.1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        w, b, mean, var = (t.view(1, -1, 1, 1) for t in self._buffers.values() if t is not None)
-        return (x - mean) * w / (var + self.eps).sqrt() + b
 
 
 class Adapted(nn.Module):
