@@ -457,6 +457,19 @@ def test_other_norms_of_the_flat_layer_are_called() -> None:
         hooked(X)
 
 
+@pytest.mark.filterwarnings("ignore:.*calls its layers one by one")
+def test_called_layers_keep_the_memory_format() -> None:
+    x = X.float().contiguous(memory_format=torch.channels_last)
+    for out_dtype in (None, torch.float64):
+        flat = uf.ULSAM(6, 3, norm="batch", out_dtype=out_dtype).eval()
+        flat.dw_norm = nn.Identity()
+        authors = uf.upstream.ULSAM(6, num_splits=3, out_dtype=out_dtype).eval()
+        replace(authors.subspaces[0], "bn_dws", lambda n: nn.Identity())
+        for layer in (flat, authors):
+            assert layer(x).stride() == x.stride()
+            assert layer(X.float()).stride() == X.stride()
+
+
 def test_shared_layers_are_called_or_understood() -> None:
     for make, routed in (
         (FrozenBatchNorm2d, "running statistics"),
