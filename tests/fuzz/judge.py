@@ -475,13 +475,13 @@ def _run_layer(call: Call, given: Given, layer: uf.ULSAM) -> Outputs:
         if name in given.parameters
     }
     leaves |= {f"{name} {k}": part for name, parts in held.items() for k, part in enumerate(parts)}
-    own = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    empty = copy.deepcopy(layer)
-    for t in (*empty.parameters(), *empty.buffers()):
-        t.data.fill_(torch.nan if t.is_floating_point() else 99)
-
-    def forward(x: Tensor) -> Tensor:
-        return torch.func.functional_call(empty, own, (x,)) if call.tool == "functional_call" else layer(x)
+    forward: Callable[[Tensor], Tensor] = layer
+    if call.tool == "functional_call":  # of a layer without values
+        own = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        empty = copy.deepcopy(layer)
+        for t in (*empty.parameters(), *empty.buffers()):
+            t.data.fill_(torch.nan if t.is_floating_point() else 99)
+        forward = functools.partial(torch.func.functional_call, empty, own)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* calls its layers one by one", category=UserWarning)
