@@ -138,21 +138,23 @@ def calls(backend: str, **limits: Any) -> st.SearchStrategy[Call]:
         "momentum": st.sampled_from((0.9, 0.1, 0.0, 1.0, None)),
         "tool": st.sampled_from(TOOLS),
     }
-    drawn = st.builds(Call, backend=st.just(backend), **{**fields, **limits})
-    # PyTorch itself cannot make a dual of a tensor with the negative bit
-    drawn = drawn.filter(lambda call: call.tool != "dual" or not call.negative_bit)
-    # PyTorch's batch_norm of a channels_last input has the wrong gradient where its weight has gaps
-    drawn = drawn.filter(lambda call: not (call.called and call.strided_parameters and call.placed != "copied"))
-    # a convolution of PyTorch's takes one type; under autocast the types of what is called are PyTorch's matter
-    drawn = drawn.filter(
-        lambda call: (
-            not (call.called and call.authors and call.dtype in HALVES)
-            or not (call.wide_parameters or call.tool == "autocast")
-        )
-    )
-    if backend == "triton":  # Triton's interpreter cannot convert float64 to bfloat16
-        return drawn.filter(lambda call: (call.dtype, call.out_dtype) != ("float64", "bfloat16"))
-    return drawn
+    return st.builds(Call, backend=st.just(backend), **{**fields, **limits}).map(_possible)
+
+
+def _possible(call: Call) -> Call:
+    """The same without what PyTorch and Triton themselves cannot do."""
+    changes: dict[str, Any] = {}
+    if call.tool == "dual":  # of a tensor with the negative bit
+        changes["negative_bit"] = ()
+    if call.called and call.placed != "copied":  # batch_norm of channels_last: a wrong gradient, if its weight has gaps
+        changes["strided_parameters"] = False
+    if call.called and "group" in (call.dw_norm, call.pw_norm):  # it crashes if channels_last, and needs no gradient
+        changes["frozen"] = ()
+    if call.called and call.authors and call.dtype in HALVES:  # a convolution takes one type, and autocast's is another
+        changes |= {"wide_parameters": False, "tool": "" if call.tool == "autocast" else call.tool}
+    if (call.backend, call.dtype, call.out_dtype) == ("triton", "float64", "bfloat16"):  # no conversion in interpreter
+        changes["out_dtype"] = None
+    return dataclasses.replace(call, **changes)
 
 
 def saved_calls() -> list[Call]:
