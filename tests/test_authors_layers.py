@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.nn.utils import parametrize, prune, skip_init
 
 import ulsam_fused as uf
-from tests.helpers.authors import assert_close, assert_same_step, norms, pair, step
+from tests.helpers.authors import FrozenBatchNorm2d, assert_close, assert_same_step, norms, pair, step
 from ulsam_fused.conversion.pattern import Layers
 from ulsam_fused.conversion.shared_weights import SharedULSAM
 
@@ -310,20 +310,6 @@ def test_their_optimizer_and_average_continue_here() -> None:
     assert averages[1]["subspaces.1.bn_dws.num_batches_tracked"] > 2
 
 
-class FrozenBatchNorm2d(nn.Module):
-    """As torchvision's and timm's."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone() + 0.1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        w, b, mean, var = (t.view(1, -1, 1, 1) for t in self._buffers.values() if t is not None)
-        return (x - mean) * w / (var + self.eps).sqrt() + b
-
-
 class Adapted(nn.Module):
     """A wrapper around a convolution, as adapters for fine-tuning are."""
 
@@ -469,6 +455,19 @@ def test_other_norms_of_the_flat_layer_are_called() -> None:
     hooked.dw_norm.register_forward_hook(twice)
     with pytest.warns(UserWarning, match="dw_norm has hooks"):
         hooked(X)
+
+
+@pytest.mark.filterwarnings("ignore:.*calls its layers one by one")
+def test_called_layers_keep_the_memory_format() -> None:
+    x = X.float().contiguous(memory_format=torch.channels_last)
+    for out_dtype in (None, torch.float64):
+        flat = uf.ULSAM(6, 3, norm="batch", out_dtype=out_dtype).eval()
+        flat.dw_norm = nn.Identity()
+        authors = uf.upstream.ULSAM(6, num_splits=3, out_dtype=out_dtype).eval()
+        replace(authors.subspaces[0], "bn_dws", lambda n: nn.Identity())
+        for layer in (flat, authors):
+            assert layer(x).stride() == x.stride()
+            assert layer(X.float()).stride() == X.stride()
 
 
 def test_shared_layers_are_called_or_understood() -> None:

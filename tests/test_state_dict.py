@@ -4,7 +4,9 @@ import copy
 import io
 import itertools
 import pickle
+import re
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -118,6 +120,25 @@ def test_a_missing_key_is_named_and_the_rest_loads(key: str) -> None:
     assert all(torch.equal(t, expected[name]) for name, t in written.items())
 
 
+@pytest.mark.parametrize("key", KEYS.values())
+def test_the_flat_layer_names_a_missing_key_and_loads_the_rest(key: str) -> None:
+    theirs, _ = models()
+    given = theirs.state_dict()
+    del given[f"1.subspaces.1.{key}"]
+    with pytest.raises(RuntimeError, match=f'Missing key\\(s\\) in state_dict: "1.subspaces.1.{key}"'):
+        flat().load_state_dict(given)
+    ours = flat()
+    own = {name: t.clone() for name, t in ours[1].state_dict().items()}
+    result = ours.load_state_dict(given, strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == ([f"1.subspaces.1.{key}"], [])
+    for name, t in ours[1].state_dict().items():
+        expected = joined(theirs[1], name)
+        if KEYS[name] == key and t.dim():  # the second part of three stays
+            first, _, third = expected.chunk(3)
+            expected = torch.cat((first, own[name].chunk(3)[1], third))
+        assert torch.equal(t, expected), name
+
+
 def test_old_files_without_counts_load_as_in_pytorch() -> None:
     theirs, ours = models()
     given = {key: t for key, t in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -134,23 +155,16 @@ def test_unexpected_keys_are_named() -> None:
     assert "Missing" not in str(info.value)
 
 
-def test_a_wrong_shape_is_named() -> None:
-    theirs, ours = models()
-    given = theirs.state_dict()
-    given["1.subspaces.2.conv_dws.weight"] = torch.ones(3, 1, 1, 1)
-    message = r"size mismatch for 1.subspaces.2.conv_dws.weight: .*\[3, 1, 1, 1\]\).*\[2, 1, 1, 1\]"
-    with pytest.raises(RuntimeError, match=message):
-        ours.load_state_dict(given)
-
-
-def test_a_shape_of_the_right_size_is_named() -> None:
-    theirs, ours = models()
-    given = theirs.state_dict()
-    given["1.subspaces.2.conv_dws.weight"] = given["1.subspaces.2.conv_dws.weight"].flatten()
+@pytest.mark.parametrize("make", [lambda: models()[1], flat], ids=["authors", "flat"])
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (2,)], ids=["wrong", "of the right size"])
+def test_a_wrong_shape_is_named(shape: tuple[int, ...], make: Callable[[], nn.Sequential]) -> None:
+    given = models()[0].state_dict()
+    given["1.subspaces.2.conv_dws.weight"] = torch.ones(shape)
+    found = re.escape(str(list(shape)))
     with pytest.raises(
-        RuntimeError, match=r"size mismatch for 1.subspaces.2.conv_dws.weight: .*\[2\]\).*\[2, 1, 1, 1\]"
+        RuntimeError, match=rf"size mismatch for 1.subspaces.2.conv_dws.weight: .*{found}\).*\[2, 1, 1, 1\]"
     ):
-        ours.load_state_dict(given)
+        make().load_state_dict(given)
 
 
 def test_another_number_of_splits_is_refused() -> None:

@@ -185,7 +185,7 @@ class _Upstream(modules.ULSAM):
         with buffers_untouched(self, not update):
             maps = torch.cat([attend(s, c)[1] for s, c in zip(subspaces, chunks, strict=True)], dim=1)
         attention = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        y = (1 + attention).repeat_interleave(self.channels // self.num_splits, dim=1) * x
+        y = x * (1 + attention).repeat_interleave(self.channels // self.num_splits, dim=1)  # with the format of x
         return y.to(out_dtype or x.dtype), attention
 
     def extra_repr(self) -> str:

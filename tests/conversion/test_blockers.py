@@ -285,6 +285,14 @@ def test_a_comparison_sees_an_identity() -> None:
     assert found.error(lambda module: uf.fuse(module)) < TOLERANCE
 
 
+def test_a_comparison_sees_nan() -> None:
+    class NotANumber(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.nan
+
+    assert Comparison(wild.SubSpace(6), 6).error(lambda _: NotANumber()) == torch.inf
+
+
 HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "forward hooks": lambda m: m.register_forward_hook(print),
     "forward pre hooks": lambda m: m.register_forward_pre_hook(print),

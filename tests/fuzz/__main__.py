@@ -6,6 +6,7 @@ Exit code 1 where something failed. A failure is written to examples.jsonl besid
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -34,6 +35,7 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"
         interpreter.hasten()
     torch.set_num_threads(1)
+    torch._logging.set_logs(dynamo=logging.ERROR)  # a norm that is called may break a graph, which is told at length
     end = time.monotonic() + 60 * args.minutes
     judged, failed = 0, 0
     print(f"seed {args.seed}, torch {torch.__version__}", flush=True)

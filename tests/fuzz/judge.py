@@ -2,26 +2,32 @@
 
 A call of the function has the budgets of `tests.helpers.golden`. Of a layer with norms the budget is measured: eager
 PyTorch runs in the call's own type on x, and on x times 1 ± epsilon, which keeps ties and signs. Its largest error, so
-found, may be lucky in none of the three. NaN and infinity must be where float64 has them.
+found, may be lucky in none of the three. NaN and infinity must be where float64 has them. Where PyTorch raises
+ValueError, the layer must, too.
 """
 
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import pickle
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ulsam_fused as uf
-from tests.fuzz.calls import LAYOUTS, PARAMETERS, Call
+from tests.fuzz.calls import LAYOUTS, PARAMETERS, WITHOUT_WEIGHTS, Call
+from tests.helpers.authors import FrozenBatchNorm2d
 from tests.helpers.golden import Case, Results, check, logits, run_reference
 from ulsam_fused import reference
+from ulsam_fused.state_dict import KEYS
 
 Outputs = dict[str, Tensor | None]
 NO_GRADIENTS = ("no_grad", "inference_mode")
@@ -30,6 +36,7 @@ LAYER_NAMES = {
     "scale": "dw_weight", "shift": "dw_bias", "v": "pw_weight", "b": "pw_bias", "gamma1": "dw_norm.weight",
     "beta1": "dw_norm.bias", "gamma2": "pw_norm.weight", "beta2": "pw_norm.bias",
 }  # fmt: skip
+RUNNING = [f"{norm}.{name}" for norm in ("dw_norm", "pw_norm") for name in ("running_mean", "running_var")]
 
 
 @dataclasses.dataclass
@@ -72,6 +79,8 @@ def _given(call: Call) -> Given:
         name: call.num_splits if name in ("b", "gamma2", "beta2") else channels
         for name in PARAMETERS
         if not (name in ("shift", "b") and not getattr(call, name))
+        and not (name in ("gamma1", "beta1") and call.dw_norm in WITHOUT_WEIGHTS)
+        and not (name in ("gamma2", "beta2") and call.pw_norm in WITHOUT_WEIGHTS)
     }
     parameters = {name: draw(size, dtype=parameter_type) for name, size in sizes.items()}
     if call.signs != "mixed":
@@ -194,7 +203,7 @@ def _judge_function(call: Call, given: Given) -> None:
         **{f"d{name}": gradient for name, gradient in gradients.items()},
     )  # fmt: skip
     if call.special in ("nan", "inf", "-inf"):
-        _judge_not_finite(case, results)
+        _judge_not_finite(call, case, results)
         return
     if y.dtype.itemsize < given.x.dtype.itemsize:  # an out_dtype of fewer bits, of which golden knows no budget
         torch.testing.assert_close(y.double(), run_reference(case, torch.float64).y, rtol=4e-3 * 2, atol=1e-6)
@@ -230,13 +239,19 @@ def _judge_dual(call: Call, given: Given, function: Callable[[Tensor], Tensor]) 
     assert error <= 1e4 * torch.finfo(given.x.dtype).eps, f"tangent: off by {error:.1e}"
 
 
-def _judge_not_finite(case: Case, results: Results) -> None:
+def _judge_not_finite(call: Call, case: Case, results: Results) -> None:
     golden = run_reference(case, torch.float64)
     precision = torch.finfo(min(case.x.dtype, results.y.dtype, key=lambda dtype: dtype.itemsize)).eps
+    lost = golden.A.isnan().flatten(2).any(2).repeat_interleave(call.group, dim=1)[:, :, None, None]
+    more = {"dx": lost, "dv": ~golden.dscale.isfinite()}
     for name in ("y", "A", "dx", "dscale", "dshift", "dv", "db"):
         ours, theirs = getattr(results, name), getattr(golden, name)
         if ours is None:
             continue
+        if call.backend == "triton" and name == "db" and not call.relu:  # exactly 0: docs/kernels.md
+            theirs = torch.zeros_like(theirs)
+        if call.backend == "triton" and name in more:  # docs/kernels.md
+            theirs = theirs.masked_fill(more[name] & ~ours.isfinite(), torch.nan)
         # (1 + A) x and x + A x differ where A is 0 and x infinite: infinity and NaN, which count as one here
         ours, theirs = (t.double().masked_fill(~t.isfinite(), torch.nan) for t in (ours, theirs))
         assert torch.equal(ours.isnan(), theirs.isnan()), f"{name}: NaN or infinity elsewhere than in float64"
@@ -261,30 +276,39 @@ def _near_a_kink(case: Case) -> bool:
 
 
 def _judge_layer(call: Call, given: Given) -> None:
-    if call.n * call.h * call.w == 1 and (call.dw_training or call.pw_training):
-        return  # one value per channel, which is an error
     layer = _layer(call, given)
-    before = {name: t.clone() for name, t in layer.named_buffers()}
+    before = _running(layer)
+    assert (layer.problem() is not None) == call.called
+    seen = {"dw_norm": _Seen(), "pw_norm": _Seen()}
+    try:
+        golden = _eager(call, given, before, torch.float64, seen)
+    except ValueError as error:  # one value for a mean
+        with contextlib.suppress(ValueError):
+            _run_layer(call, given, layer)
+            raise AssertionError(f"no error where PyTorch has one: {error}") from error
+        return
     ours = _run_layer(call, given, layer)
     if call.tool == "checkpoint":  # which runs the forward again, and so updates the statistics again
         ours = {name: t for name, t in ours.items() if "running" not in name}
-    golden = _eager(call, given, before, torch.float64)
-    dtype = torch.promote_types(given.x.dtype, torch.float32)
     if call.special in ("nan", "inf", "-inf"):
         for name, result in ours.items():
             if result is not None and golden[name] is not None and name in ("A", "y - x"):
                 assert bool((result.isfinite() | ~golden[name].isfinite()).all()), f"{name}: not finite"
         return
-    if _degenerate(call, given, before):
+    if any(norm.constant for norm in seen.values()):
         assert all(bool(ours[name].isfinite().all()) for name in ("A", "y - x"))  # gradients of float16 may overflow
         return
+    dtype = _computing_type(call, given)
     sizes = {name: float(t.double().norm()) for name, t in {"x": given.x, **given.parameters}.items()}
     # of what a norm sees, from above
-    reach = sizes["scale"] * sizes["x"] + sizes["v"] * (sizes["x"] + sizes["gamma1"] * given.x.numel() + sizes["beta1"])
+    normed = sizes.get("gamma1", 1.0) * given.x.numel() + sizes.get("beta1", 0.0)
+    reach = sizes["scale"] * sizes["x"] + sizes["v"] * (sizes["x"] + normed)
+    cancelling = _cancelling(call, given, **seen)
     logits_size = 1 - float(golden["A"].log().clamp_min(-800).min())
     noise = dict.fromkeys(ours, 0.0)
     for step in (0, 1, -1):
-        moved = dataclasses.replace(given, x=given.x.to(dtype) * (1 + step * torch.finfo(dtype).eps))
+        x = given.x.to(torch.promote_types(dtype, given.x.dtype)) * (1 + step * torch.finfo(dtype).eps)
+        moved = dataclasses.replace(given, x=x)
         eager = _eager(call, moved, before, dtype)
         exact = _eager(call, moved, before, torch.float64) if dtype != torch.float64 else golden
         for name in noise:
@@ -300,7 +324,8 @@ def _judge_layer(call: Call, given: Given) -> None:
         stored = result.dtype if name != "dx" else given.x.dtype
         roundings = (torch.finfo(stored).eps + 8 * logits_size * torch.finfo(dtype).eps) * size
         if name in PARAMETERS:  # a sum that may cancel
-            roundings += 4 * torch.finfo(dtype).eps * sizes["x"] * float(given.dy.double().norm() * golden["A"].max())
+            terms = sizes["x"] * float(given.dy.double().norm() * golden["A"].max()) + cancelling.get(name, 0.0)
+            roundings += 4 * torch.finfo(dtype).eps * terms
         if name == "dx":  # of 16 bits it is stored twice
             roundings = 4 * torch.finfo(stored).eps * (size + float(given.dy.double().norm()))
         if "running" in name:  # where x is constant, eager may make no error at all
@@ -316,14 +341,13 @@ def _judge_layer(call: Call, given: Given) -> None:
         )
 
 
-def _degenerate(call: Call, given: Given, buffers: dict[str, Tensor]) -> bool:
-    """Whether a norm sees almost a constant, so that it divides rounding noise by the root of eps."""
-    whole = _eager(dataclasses.replace(call, momentum=1.0), given, buffers, torch.float64)
-    return any(
-        bool((whole[f"{norm}.running_var"] < 1e-9 * (1 + whole[f"{norm}.running_mean"] ** 2)).any())
-        for norm, training in (("dw_norm", call.dw_training), ("pw_norm", call.pw_training))
-        if training
-    )
+def _computing_type(call: Call, given: Given) -> torch.dtype:
+    """Of the call, or PyTorch's own where layers are called."""
+    if not call.called:
+        return torch.promote_types(given.x.dtype, torch.float32)
+    if call.authors and call.tool == "autocast" and given.x.dtype != torch.float64:
+        return torch.bfloat16  # of its convolutions
+    return torch.promote_types(given.x.dtype, given.parameters["v"].dtype)
 
 
 CANCELLED = ("shift", "b", "scale", "v")
@@ -335,90 +359,259 @@ def _least(dtype: torch.dtype, t: Tensor) -> float:
 
 
 def _layer(call: Call, given: Given) -> uf.ULSAM:
+    dtype = given.parameters["v"].dtype
     options: dict[str, Any] = {
-        "eps": call.eps, "momentum": call.momentum, "backend": call.backend, "dtype": given.parameters["v"].dtype,
-        "device": device_of(call),
+        "eps": call.eps, "momentum": call.momentum, "backend": call.backend, "dtype": dtype, "device": device_of(call),
         "out_dtype": None if call.out_dtype is None else getattr(torch, call.out_dtype),
     }  # fmt: skip
-    channels = call.shape[1]
-    layer = uf.ULSAM(
-        channels, call.num_splits, bias=True, activation="relu" if call.relu else None, norm="batch", **options
-    )
-    layer.legacy_maxpool_input = call.form == "legacy"
+    channels, activation = call.shape[1], "relu" if call.relu else None
+    layer: uf.ULSAM
+    if call.authors:
+        layer = uf.upstream.ULSAM(channels, num_splits=call.num_splits, legacy_maxpool_input=call.legacy, **options)
+        for subspace in layer.subspaces if activation is None else ():
+            subspace.relu_dws, subspace.relu_point = nn.Identity(), nn.Identity()
+    else:
+        layer = uf.ULSAM(channels, call.num_splits, bias=True, activation=activation, norm="batch", **options)
+        layer.legacy_maxpool_input = call.legacy
+    if call.seen:
+        layer.eval()(given.x)
+        layer.train()
+    for norm, kind, training in (
+        ("dw_norm", call.dw_norm, call.dw_training), ("pw_norm", call.pw_norm, call.pw_training),
+    ):  # fmt: skip
+        places = _places(layer, norm)
+        for module, name in places:
+            replacement = NORMS[kind](getattr(module, name), call.num_splits // len(places))
+            setattr(module, name, replacement.to(device_of(call), dtype).train(training))
     for name, there in LAYER_NAMES.items():
-        owner, _, attribute = there.rpartition(".")
-        parameter = given.parameters.get(name)
-        if parameter is None:
-            layer.register_parameter(attribute, None)
-            continue
-        setattr(layer.get_submodule(owner), attribute, nn.Parameter(parameter, requires_grad=name not in call.frozen))
+        places = _places(layer, there)
+        parts = given.parameters[name].chunk(len(places)) if name in given.parameters else [None] * len(places)
+        for (module, attribute), part in zip(places, parts, strict=True):
+            _place(call, module, attribute, part, learns=name not in call.frozen)
     generator = torch.Generator().manual_seed(call.seed)
-    for norm in (layer.dw_norm, layer.pw_norm):
-        norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator))
-        norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=generator))
-    layer.dw_norm.train(call.dw_training)
-    layer.pw_norm.train(call.pw_training)
+    for name in RUNNING:
+        values = torch.randn(call.num_splits if name.startswith("pw") else channels, generator=generator)
+        places = _places(layer, name)
+        for (module, attribute), part in zip(places, values.chunk(len(places)), strict=True):
+            if getattr(module, attribute, None) is not None:
+                getattr(module, attribute).copy_(0.5 + part.abs() if name.endswith("var") else part)
     if call.tool == "deepcopy":
         return copy.deepcopy(layer)
+    if call.tool == "assign":
+        layer.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
+    if call.tool == "to":
+        return layer.double().to(dtype)
     return pickle.loads(pickle.dumps(layer)) if call.tool == "pickle" else layer
+
+
+def _places(layer: Any, name: str) -> list[tuple[nn.Module, str]]:
+    """Modules and attributes that hold what the flat layer holds under this name: one, or one for each subspace."""
+    inside = isinstance(layer, uf.upstream.ULSAM)
+    names = KEYS | {"dw_norm": "bn_dws", "pw_norm": "bn_point"}
+    owner, _, attribute = (names[name] if inside else name).rpartition(".")
+    return [(part.get_submodule(owner), attribute) for part in (layer.subspaces if inside else [layer])]
+
+
+def _place(call: Call, module: nn.Module, name: str, value: Tensor | None, learns: bool) -> None:
+    """Make this the value of a layer's parameter, or of a frozen norm's buffer."""
+    if value is None:
+        if getattr(module, name, None) is not None:
+            module.register_parameter(name, None)
+        return
+    own = getattr(module, name)
+    value = value.view(own.shape)
+    if name in module._buffers:
+        own.copy_(value)
+        return
+    if call.placed == "new":
+        setattr(module, name, nn.Parameter(value))
+    elif call.placed == "data":
+        own.data = value
+    else:
+        own.data.copy_(value)
+    getattr(module, name).requires_grad_(learns)
+
+
+def _twice(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def _doubled(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return 2 * nn.BatchNorm2d.forward(norm, x)
+
+
+def _with_hook(norm: nn.BatchNorm2d, groups: int) -> nn.Module:
+    norm.register_forward_hook(_twice)
+    return norm
+
+
+def _with_forward(norm: nn.BatchNorm2d, groups: int) -> nn.Module:
+    norm.forward = functools.partial(_doubled, norm)
+    return norm
+
+
+NORMS: dict[str, Callable[[nn.BatchNorm2d, int], nn.Module]] = {
+    "batch": lambda norm, _: norm,
+    "sync": lambda norm, _: nn.SyncBatchNorm(norm.num_features, norm.eps, norm.momentum),
+    "frozen": lambda norm, _: FrozenBatchNorm2d(norm),
+    "instance": lambda norm, _: nn.InstanceNorm2d(norm.num_features, norm.eps),
+    "tracking": lambda norm, _: nn.InstanceNorm2d(norm.num_features, norm.eps, norm.momentum, True, True),
+    "group": lambda norm, groups: nn.GroupNorm(groups, norm.num_features, norm.eps),
+    "identity": lambda norm, _: nn.Identity(),
+    "no scale": lambda norm, _: nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=False),
+    "hook": _with_hook,
+    "forward": _with_forward,
+}
+"""From a norm, and the number of its subspaces, what takes its place."""
+
+
+def _running(layer: uf.ULSAM) -> dict[str, Tensor]:
+    """The running statistics that there are, of all subspaces behind each other."""
+    found = {}
+    for name in RUNNING:
+        parts = [getattr(module, attribute, None) for module, attribute in _places(layer, name)]
+        if parts[0] is not None:
+            found[name] = torch.cat(parts)
+    return found
 
 
 def _run_layer(call: Call, given: Given, layer: uf.ULSAM) -> Outputs:
     leaves = {"x": given.x.detach().requires_grad_("x" not in call.frozen)}
-    named = dict(layer.named_parameters())
-    leaves |= {name: named[there] for name, there in LAYER_NAMES.items() if there in named}
+    held = {
+        name: [getattr(*place) for place in _places(layer, there)]
+        for name, there in LAYER_NAMES.items()
+        if name in given.parameters
+    }
+    leaves |= {f"{name} {k}": part for name, parts in held.items() for k, part in enumerate(parts)}
+    forward: Callable[[Tensor], Tensor] = layer
+    if call.tool == "functional_call":  # of a layer without values
+        own = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        empty = copy.deepcopy(layer)
+        for t in (*empty.parameters(), *empty.buffers()):
+            t.data.fill_(torch.nan if t.is_floating_point() else 99)
+        forward = functools.partial(torch.func.functional_call, empty, own)
 
-    def forward(x: Tensor) -> Tensor:
-        if call.tool == "functional_call":
-            return torch.func.functional_call(layer, {**named, **dict(layer.named_buffers())}, (x,))
-        return layer(x)
-
-    with torch.no_grad():
-        attention = layer.attention(leaves["x"])
-    y = _called(call, forward, leaves["x"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* calls its layers one by one", category=UserWarning)
+        with torch.no_grad():
+            attention = layer.attention(leaves["x"])
+        y = _called(call, forward, leaves["x"])
     assert y.dtype == getattr(torch, call.out_dtype or call.dtype)
-    assert y.stride() == torch.empty_like(given.x).stride()
+    like = torch.empty_like(given.x)
+    if call.called:  # PyTorch's own operators keep no other strides, and a chunk of one channel is of either format
+        formats = (torch.contiguous_format, torch.channels_last)[: 1 if call.authors and call.group == 1 else 2]
+        assert all(y.is_contiguous(memory_format=f) for f in formats if like.is_contiguous(memory_format=f))
+    else:
+        assert y.stride() == like.stride()
     found: Outputs = {"y - x": y.detach().double() - given.x.double(), "A": attention}
     if call.tool not in NO_GRADIENTS:
-        found |= {
-            "dx" if name == "x" else name: t
-            for name, t in _gradients(dataclasses.replace(call, arriving="y"), given, (y,), leaves).items()
-        }
-    found |= {name: t.clone() for name, t in layer.named_buffers() if "running" in name}
-    return found
+        unused = ("scale", "shift", "gamma1", "beta1") if call.legacy else ()
+        assert y.requires_grad or not any(
+            leaf.requires_grad for name, leaf in leaves.items() if name.split()[0] not in unused
+        ), "no gradient"
+        gradients = _gradients(dataclasses.replace(call, arriving="y"), given, (y,), leaves)
+        if "x" in gradients:
+            found["dx"] = gradients["x"]
+        for name, parts in held.items():
+            pieces = [gradients.get(f"{name} {k}") for k in range(len(parts))]
+            if f"{name} 0" in gradients:
+                whole = [torch.zeros_like(t) if g is None else g for t, g in zip(parts, pieces, strict=True)]
+                found[name] = None if pieces.count(None) == len(pieces) else torch.cat([t.flatten() for t in whole])
+    return found | _running(layer)
 
 
-def _eager(call: Call, given: Given, buffers: dict[str, Tensor], dtype: torch.dtype) -> Outputs:
-    """The same by the reference in one type."""
+@dataclasses.dataclass
+class _Seen:
+    """What a norm has seen in float64."""
+
+    constant: bool = False  # almost, so that it divides rounding noise by the root of eps
+    largest: float = 0.0  # of what it gives
+    taken: float = 0.0  # by the gradient of what it takes, in absolute values
+    given: float = 0.0
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        setattr(self, name, getattr(self, name) + float(gradient.abs().sum()))
+
+
+def _cancelling(call: Call, given: Given, dw_norm: _Seen, pw_norm: _Seen) -> dict[str, float]:
+    """Upper bounds of what is added up, in absolute values, to give gradients that a norm may make vanish."""
+    largest = float(given.x.double().abs().max())
+    return {
+        "scale": dw_norm.taken * largest, "shift": dw_norm.taken, "beta1": dw_norm.given, "b": pw_norm.taken,
+        "v": pw_norm.taken * (largest if call.legacy else dw_norm.largest), "beta2": pw_norm.given,
+    }  # fmt: skip
+
+
+class _Norm(NamedTuple):
+    """What `reference.batch_norm_form` takes, of any kind."""
+
+    kind: str  # of UNDERSTOOD or CALLED
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    training: bool
+    momentum: float | None
+    eps: float
+    seen: _Seen | None
+
+    def apply(self, t: Tensor, channels: slice) -> Tensor:
+        weight, bias, mean, var = (p if p is None else p[channels] for p in self[1:5])
+        batch = self.kind in ("instance", "group") or (self.training and self.kind not in ("frozen", "identity"))
+        momentum = self.momentum
+        if self.kind == "identity":
+            y = t
+        elif self.kind == "group":
+            y = F.group_norm(t, 1, weight, bias, self.eps)
+        elif self.kind in ("instance", "tracking"):
+            y = F.instance_norm(t, mean, var, weight, bias, batch, momentum or 0.0, self.eps)
+        else:
+            momentum = 1.0 if momentum is None else momentum  # of the first batch
+            y = F.batch_norm(t, mean, var, weight, bias, batch, momentum, self.eps)
+            y = 2 * y if self.kind in ("hook", "forward") else y
+        if self.seen is not None:
+            over = {"instance": (2, 3), "tracking": (2, 3), "group": (1, 2, 3)}.get(self.kind, (0, 2, 3))
+            spread, centre = torch.var_mean(t.detach(), over, correction=0)
+            self.seen.constant |= batch and bool((spread < 1e-9 * (1 + centre**2)).any())
+            self.seen.largest = max(self.seen.largest, float(y.detach().abs().max()))
+            t.register_hook(functools.partial(self.seen.add, "taken"))
+            y.register_hook(functools.partial(self.seen.add, "given"))
+        return y
+
+
+def _eager(
+    call: Call, given: Given, running: dict[str, Tensor], dtype: torch.dtype, seen: dict[str, _Seen] | None = None
+) -> Outputs:
+    """The same by the reference in one type; what its norms see is added to `seen`."""
     leaves = {"x": given.x.detach().to(dtype)}
     # contiguous: PyTorch's batch_norm of a channels_last input has the wrong gradient where its weight has gaps
     leaves |= {name: p.detach().to(dtype).contiguous() for name, p in given.parameters.items()}
     leaves = {name: t.requires_grad_() for name, t in leaves.items()}
-    running = {name: t.to(dtype) if t.is_floating_point() else t for name, t in buffers.items()}
-    running = {name: t.clone() for name, t in running.items()}
+    running = {name: t.to(dtype, copy=True) for name, t in running.items()}
 
-    def norm(gamma: str, beta: str, name: str, training: bool) -> reference.BatchNorm:
-        mean, var = running[f"{name}.running_mean"], running[f"{name}.running_var"]
-        momentum = 1.0 if call.momentum is None else call.momentum  # of the first batch
-        return reference.BatchNorm(leaves[gamma], leaves[beta], mean, var, training, momentum, call.eps)
+    def norm(kind: str, gamma: str, beta: str, name: str, training: bool) -> Any:
+        mean, var = (running.get(f"{name}.running_{statistic}") for statistic in ("mean", "var"))
+        watched = None if seen is None else seen[name]
+        return _Norm(kind, leaves.get(gamma), leaves.get(beta), mean, var, training, call.momentum, call.eps, watched)
 
     y, A = reference.batch_norm_form(
-        leaves["x"], leaves["scale"], leaves.get("shift"), norm("gamma1", "beta1", "dw_norm", call.dw_training),
-        leaves["v"], leaves.get("b"), norm("gamma2", "beta2", "pw_norm", call.pw_training), call.num_splits,
-        relu_u=call.relu, relu_z=call.relu, pool_input=call.form == "legacy",
+        leaves["x"], leaves["scale"], leaves.get("shift"),
+        norm(call.dw_norm, "gamma1", "beta1", "dw_norm", call.dw_training), leaves["v"], leaves.get("b"),
+        norm(call.pw_norm, "gamma2", "beta2", "pw_norm", call.pw_training), call.num_splits, relu_u=call.relu,
+        relu_z=call.relu, pool_input=call.legacy,
     )  # fmt: skip
     found: Outputs = {"y - x": y.detach().double() - leaves["x"].detach().double(), "A": A.detach()}
     gradients = torch.autograd.grad(y, list(leaves.values()), given.dy.to(dtype), allow_unused=True)
     found |= {"dx" if name == "x" else name: t for name, t in zip(leaves, gradients, strict=True)}
-    return found | {name: t for name, t in running.items() if "running" in name}
+    return found | running
 
 
-def _near_a_kink_of(call: Call, given: Given, buffers: dict[str, Tensor]) -> bool:
+def _near_a_kink_of(call: Call, given: Given, running: dict[str, Tensor]) -> bool:
     """As `_near_a_kink`, of a layer: moving x by a few roundings moves a gradient by more than it should."""
     eps = torch.finfo(torch.promote_types(given.x.dtype, torch.float32)).eps
     dx = []
     for step in (-64, -16, -4, 0, 4, 16, 64):
         moved = dataclasses.replace(given, x=given.x.double() * (1 + step * eps))
-        dx.append(_eager(call, moved, buffers, torch.float64)["dx"])
+        dx.append(_eager(call, moved, running, torch.float64)["dx"])
     apart = [float((b - a).norm()) for a, b in itertools.pairwise(dx)]
     return max(apart) > 1e4 * eps * float(dx[3].norm())

@@ -3,6 +3,7 @@
 `make fuzz MINUTES=n` draws more of them.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -12,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import judge as judging
-from tests.fuzz.calls import QUICK_TOOLS, TINY, Call, calls, saved_calls
+from tests.fuzz.calls import CALLED, QUICK_TOOLS, TINY, WITHOUT_WEIGHTS, Call, calls, saved_calls
 from tests.fuzz.judge import judge
 from tests.helpers import backends as serving
 from tests.helpers import mutants
 from tests.helpers.golden import check, make_case, run_backward, run_forward
 from tests.helpers.launches import slab, split
-from ulsam_fused import backends
+from ulsam_fused import backends, modules, upstream
+from ulsam_fused.ops import flat_tensors
+from ulsam_fused.ops.module_tensors import SETTINGS
+from ulsam_fused.ops.subspace_layers import rows
 
 QUICK = {"tool": st.sampled_from(QUICK_TOOLS)}
 
@@ -79,6 +83,7 @@ def test_triton_with_any_launch(data: st.DataObject, device: str) -> None:
 
 USUAL = Call(n=2, group=4, num_splits=2, h=5, w=6)
 LAYER = dataclasses.replace(USUAL, form="layer", shift=True, b=True)
+FORMS = pytest.mark.parametrize("form", ["layer", "authors"])
 
 
 @pytest.mark.parametrize(
@@ -99,17 +104,87 @@ def test_the_judge_notices_a_wrong_function(operator: Any, monkeypatch: pytest.M
         judge(USUAL)
 
 
+@FORMS
 @pytest.mark.parametrize(
     "changes",
     [
         {"dw_training": False}, {"pw_training": False}, {"eps": 1e-3}, {"momentum": 0.8}, {"relu": True},
-        {"form": "legacy"},
+        {"legacy": True}, {"dw_norm": "frozen"}, {"pw_norm": "frozen"},
     ],
     ids=str,
 )  # fmt: skip
-def test_the_judge_notices_a_wrong_layer(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    judge(LAYER)
+def test_the_judge_notices_a_wrong_layer(form: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = {"form": LEGACY[form]} if "legacy" in changes else changes
+    assert_noticed(dataclasses.replace(LAYER, form=form), changed, monkeypatch)
+
+
+@FORMS
+@pytest.mark.parametrize("norm", ["dw_norm", "pw_norm"])
+@pytest.mark.parametrize("kind", CALLED)
+def test_the_judge_notices_a_wrong_norm(kind: str, norm: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind that is called is taken for another."""
+    other = "identity" if kind in WITHOUT_WEIGHTS[:2] else "instance" if kind == "identity" else "tracking"
+    call = dataclasses.replace(LAYER, form=form, **{norm: kind})
+    assert_noticed(call, {norm: "hook" if kind == other else other}, monkeypatch)
+
+
+def assert_noticed(call: Call, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    judge(call)
     original = judging._layer
     monkeypatch.setattr(judging, "_layer", lambda call, given: original(dataclasses.replace(call, **changes), given))
     with pytest.raises(AssertionError, match="off by"):
-        judge(LAYER)
+        judge(call)
+
+
+def in_the_opposite_order(tensors: Any, g: int) -> Any:
+    return [None if row[0] is None else torch.cat([t.reshape(-1) for t in row[::-1]]) for row in rows(tensors, g)]
+
+
+def without_a_look(seen: Any, layer: Any, x: Any) -> Any:
+    """As if nothing had changed since the layer was called."""
+    x, vectors = flat_tensors.differentiable(x, seen.vectors, seen.tensors[: seen.parameters])
+    return x, flat_tensors.vectors_of(vectors, *(SETTINGS(norms[0]) for norms in (seen.dw_norms, seen.pw_norms)))
+
+
+def of_copies(subspaces: Any) -> Any:
+    """Vectors that are not where the parts are."""
+    flat = FLATTEN(subspaces)
+    return flat._replace(vectors=[None if t is None else t.clone() for t in flat.vectors])
+
+
+FLATTEN = flat_tensors.flatten
+LEGACY = {"layer": "legacy", "authors": "authors, legacy"}
+DEFECTS: dict[str, tuple[object, str, Any, str, dict[str, Any]]] = {  # where, what, the wrong one, form, the call's
+    "joined in the opposite order": (flat_tensors, "joined", in_the_opposite_order, "authors", {}),
+    "statistics stay": (flat_tensors, "copy_back", lambda *_: None, "authors", {}),
+    "new parameters are not seen": (flat_tensors.Seen, "flat", without_a_look, "authors", {"seen": True}),
+    "own parameters in functional_call": (
+        upstream.ULSAM, "joins", lambda *_: None, "authors", {"tool": "functional_call", "placed": "copied"}
+    ),
+    "a copy's vectors": (flat_tensors, "flatten", of_copies, "authors", {"tool": "deepcopy", "placed": "copied"}),
+    "hooks are not seen": (modules, "overridden", lambda _: False, "layer", {"dw_norm": "hook"}),
+    "attention() writes": (
+        modules, "buffers_untouched", lambda *_: contextlib.nullcontext(), "layer", {"pw_norm": "tracking"}
+    ),
+    "attention() writes, authors": (
+        upstream, "buffers_untouched", lambda *_: contextlib.nullcontext(), "authors", {"pw_norm": "tracking"}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_the_judge_notices_a_defect_of_layers(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name, wrong, form, fields = DEFECTS[defect]
+    call = dataclasses.replace(LAYER, form=form, **fields)
+    judge(call)
+    monkeypatch.setattr(where, name, wrong)
+    with pytest.raises(AssertionError):
+        judge(call)
+
+
+def test_the_judge_notices_a_missing_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = dataclasses.replace(LAYER, n=1, h=1, w=1)
+    judge(call)
+    monkeypatch.setattr(judging, "_run_layer", lambda *_: {})
+    with pytest.raises(AssertionError, match="no error where PyTorch has one"):
+        judge(call)

@@ -15,6 +15,20 @@ EXACT = 1e-10
 CANCELLED = ("dw_bias", "pw_bias")  # a norm removes them: their gradient is 0 here and rounding noise there
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision's and timm's."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone() + 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, mean, var = (t.view(1, -1, 1, 1) for t in self._buffers.values() if t is not None)
+        return (x - mean) * w / (var + self.eps).sqrt() + b
+
+
 def pair(channels: int, num_splits: int, **options: Any) -> tuple[reference.ULSAM, upstream.ULSAM]:
     """Theirs and ours in training mode, float64, with peaked maps, weights of both signs and a gamma of 0.
 

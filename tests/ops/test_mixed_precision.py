@@ -117,6 +117,19 @@ def test_autocast_takes_parameters_of_other_types(backend: str, device: str) -> 
         layer(x)
 
 
+def test_parameters_of_another_half_than_autocasts_are_joined(device: str) -> None:
+    layer = uf.upstream.ULSAM(4, num_splits=2, backend="torch", device=device, dtype=torch.float16)
+    x = torch.randn(2, 4, 3, 3, device=device, dtype=torch.float16)
+    layer.eval().subspaces[0].conv_dws.weight.data = torch.ones(2, 1, 1, 1, device=device, dtype=torch.float16)
+    assert layer.joins(x) is not None
+    expected = layer(x)
+    with torch.autocast(device, torch.bfloat16):
+        torch.testing.assert_close(layer(x), expected, check_dtype=False, rtol=0, atol=0)
+        layer.flatten_parameters()
+        assert layer.joins(x) is None
+    assert torch.equal(layer(x), expected)
+
+
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.float16, torch.float64])
 def test_cuda_autocast_gives_their_type(x_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 even for half x, the type of their softmax; our own layer keeps x's type."""

@@ -35,7 +35,7 @@ def with_called_norms(
     z = pw_norm(z if pw_bias is None else z + pw_bias.view(1, -1, 1, 1))
     z = z.relu() if relu else z
     attention = z.flatten(2).softmax(2, dtype=torch.promote_types(z.dtype, torch.float32)).view_as(z)
-    y = (1 + attention).repeat_interleave(group, dim=1) * x
+    y = x * (1 + attention).repeat_interleave(group, dim=1)  # x first, whose memory format y takes
     return y.to(out_dtype or x.dtype), attention
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 from torch.utils.hooks import RemovableHandle
 
+from ..torch_backend.primitives import without_autocast
 from . import tracing
 from .checks import PLAIN
 from .module_tensors import HOOKS, SETTINGS, Norm, Settings
@@ -102,7 +103,10 @@ def _can_be_a_part(t: Tensor) -> bool:
 
 
 def _join(row: Sequence[Tensor | None]) -> Tensor | None:
-    return None if row[0] is None else torch.cat([cast(Tensor, t).reshape(-1) for t in row])
+    if row[0] is None:
+        return None
+    with without_autocast(row[0]):  # under which torch.cat refuses 16 bits of another type than its own
+        return torch.cat([cast(Tensor, t).reshape(-1) for t in row])
 
 
 def _parts(vector: Tensor | None, g: int) -> Sequence[Tensor | None]:
