@@ -67,9 +67,8 @@ def measure(python: str, torch: str, tests: list[str], work: Path, keep: bool) -
         triton = said(inside, "-c", TRITON, cache=folder)[-1]
         pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests)
         *report, words = said(inside, *pytest, cache=folder / "there")
-        failures = [line for line in report if line.startswith(("FAILED", "ERROR"))]
-        print(*failures, f"{python}, torch {torch}: {words}", sep="\n", flush=True)
         counts = [count(words, what) for what in ("passed", "(?:failed|error)", "skipped")]
+        print(*report * bool(counts[1]), f"{python}, torch {torch}: {words}", sep="\n", flush=True)
         cells = [*versions, triton, *counts, library_answer(inside, folder), date.today().isoformat()]
         return f"| {' | '.join(map(str, cells))} |\n"
     finally:
