@@ -32,6 +32,7 @@ def main() -> int:
     backends = args.backend or ["cpp", "torch", "triton"]
     if "triton" in backends and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+        interpreter.mend()
         interpreter.hasten()
     torch.set_num_threads(1)
     end = time.monotonic() + 60 * args.minutes

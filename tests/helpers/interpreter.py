@@ -11,6 +11,24 @@ import functools
 from typing import Any
 
 
+def mend() -> None:
+    """Of scalars that were compared Triton makes a block of int32, and Triton 3.9 refuses that as a mask."""
+    try:
+        from triton.runtime.interpreter import InterpreterBuilder
+    except ImportError:
+        return
+
+    splat = InterpreterBuilder.create_splat
+
+    def splat_as_it_is(self: Any, block_type: Any, scalar: Any) -> Any:
+        block = splat(self, block_type, scalar)
+        if scalar.data.dtype == bool:
+            block.data = block.data.astype(bool)
+        return block
+
+    InterpreterBuilder.create_splat = splat_as_it_is
+
+
 def hasten() -> None:
     """From here on. Does nothing without Triton, or with a release whose interpreter is built in another way."""
     try:
