@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.mend()
     interpreter.hasten()
 
 os.environ.pop("ULSAM_FUSED_BACKEND", None)  # the tests choose backends themselves

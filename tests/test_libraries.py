@@ -68,3 +68,14 @@ def test_mmengine() -> None:
     layer = made_by("mmengine")["layer"]
     assert isinstance(layer, uf.ULSAM)
     assert (layer.channels, layer.num_splits) == (64, 4)
+
+
+def test_mmcv() -> None:
+    """mmcv-lite is enough."""
+    pytest.importorskip("mmcv", exc_type=ImportError)
+    names = made_by("mmcv")
+    layer = names["layer"]
+    assert names["name"] == "subspace_attention_1"
+    assert isinstance(layer, uf.ULSAM)
+    assert (layer.channels, layer.num_splits) == (64, 4)
+    assert layer(torch.randn(2, 64, 5, 4)).shape == (2, 64, 5, 4)

@@ -1,5 +1,6 @@
 """`make matrix`: how its table is written. The runs themselves take hours."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_what_pytest_says_is_counted() -> None:
     words = "2 failed, 1467 passed, 6 skipped, 992 deselected, 1 error in 961.37s (0:16:01)"
     assert [matrix.count(words, what) for what in ("passed", "(?:failed|error)", "skipped")] == [1467, 3, 6]
     assert matrix.count("no tests ran in 0.10s", "passed") == 0
+
+
+def test_a_process_that_fails_is_heard(tmp_path: Path) -> None:
+    """pytest fails and says how often; an import that fails says it elsewhere."""
+    failing = "print('FAILED a'); print('1 failed'); raise SystemExit(1)"
+    assert matrix.said(sys.executable, "-c", failing, cache=tmp_path) == ["FAILED a", "1 failed"]
+    assert matrix.said(sys.executable, "-c", "import nowhere_to_be_found", cache=tmp_path)[-1].startswith("ModuleNotF")
+    assert matrix.said(sys.executable, "-c", "raise SystemExit(3)", cache=tmp_path) == ["exit status 3"]
 
 
 def test_a_python_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,13 +34,12 @@ def environment(cache: Path) -> dict[str, str]:
     return kept | {"ULSAM_FUSED_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def printed(python: Path | str, *arguments: str, cache: Path) -> str:
-    """What a process prints; of one that fails, the last line of its complaint."""
+def said(python: Path | str, *arguments: str, cache: Path) -> list[str]:
+    """What a process prints; of one that prints nothing, its complaint."""
     done = subprocess.run(
         [str(python), *arguments], cwd=ROOT, env=environment(cache), capture_output=True, text=True, encoding="utf-8"
     )
-    said = done.stderr if done.returncode else done.stdout
-    return (said.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return (done.stdout or done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
 
 
 def count(words: str, what: str) -> int:
@@ -51,8 +50,8 @@ def count(words: str, what: str) -> int:
 def library_answer(python: Path, cache: Path) -> str:
     """Whether the C++ library that this process's PyTorch compiled gives the same bits there."""
     script = ("-m", "tests.kernels.cpu.one_library")
-    library, *wanted = printed(sys.executable, *script, cache=cache / "here").split()
-    found = printed(python, *script, library, cache=cache / "there").split()
+    library, *wanted = said(sys.executable, *script, cache=cache / "here")[-1].split()
+    found = said(python, *script, library, cache=cache / "there")[-1].split()
     return "same bits" if wanted and found[1:] == wanted else f"differs: {' '.join(found)}"
 
 
@@ -64,12 +63,12 @@ def measure(python: str, torch: str, tests: list[str], work: Path, keep: bool) -
         if not inside.exists():
             subprocess.run([python, "-m", "venv", str(folder)], check=True)
             subprocess.run([str(inside), "-m", "pip", "install", "-q", f"torch=={torch}", *TOOLS], check=True)
-        versions = printed(inside, "-c", VERSIONS, cache=folder).split()
-        triton = printed(inside, "-c", TRITON, cache=folder)
+        versions = said(inside, "-c", VERSIONS, cache=folder)[-1].split()
+        triton = said(inside, "-c", TRITON, cache=folder)[-1]
         pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests)
-        words = printed(inside, *pytest, cache=folder / "there")
-        print(f"{python}, torch {torch}: {words}", flush=True)
+        *report, words = said(inside, *pytest, cache=folder / "there")
         counts = [count(words, what) for what in ("passed", "(?:failed|error)", "skipped")]
+        print(*report * bool(counts[1]), f"{python}, torch {torch}: {words}", sep="\n", flush=True)
         cells = [*versions, triton, *counts, library_answer(inside, folder), date.today().isoformat()]
         return f"| {' | '.join(map(str, cells))} |\n"
     finally:

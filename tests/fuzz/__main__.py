@@ -33,6 +33,7 @@ def main() -> int:
     backends = args.backend or ["cpp", "torch", "triton"]
     if "triton" in backends and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+        interpreter.mend()
         interpreter.hasten()
     torch.set_num_threads(1)
     torch._logging.set_logs(dynamo=logging.ERROR)  # a norm that is called may break a graph, which is told at length

@@ -58,11 +58,16 @@ def restless() -> Operator:
     """Never the same bits twice, and never off by more than rounding."""
     calls = iter(range(10**6))
 
+    def moved(t: Tensor) -> Tensor:
+        """To the next number; nextafter itself has no derivative in PyTorch 2.10."""
+        value = t.detach()
+        return t + (value.nextafter(value + 1) - value)
+
     def operator(*arguments: Any, **options: Any) -> Any:
         out = subspace_attention(*arguments, **options)
         if next(calls) % 4 < 2:
             return out
-        return tuple(t.nextafter(t + 1) for t in out) if isinstance(out, tuple) else out.nextafter(out + 1)
+        return tuple(map(moved, out)) if isinstance(out, tuple) else moved(out)
 
     return operator
 

@@ -157,6 +157,7 @@ def test_a_signal_saves_and_stops(
         os.kill(os.getpid(), number)
         return step(self, epoch, at, *rest)
 
+    signal.signal(number, signal.SIG_DFL)  # pytest itself may run under nohup
     monkeypatch.setattr(Loop, "_step", signalled)
     assert main(_options(data, tmp_path)) == 143
     assert f"stopped by {number.name}, saved at epoch 0, step 1" in capsys.readouterr().out

@@ -26,13 +26,6 @@ keep = torch.version.hip is None and tuple(map(int, triton.__version__.split("."
 """Whether compiled kernels are kept and used. For AMD's GPUs Triton's choice also depends on the sizes of tensors."""
 
 
-NO_COMPILER = (
-    "Triton compiles a few lines of C before it starts a kernel, and cannot do so here: install a C compiler and "
-    "Python's headers (Debian and Ubuntu: apt install gcc python3-dev), name a compiler in CC, or choose the backend "
-    '"torch"'
-)
-
-
 class Launch:
     """A kernel, its grid, and all its arguments that are neither tensors nor floats.
 
@@ -71,7 +64,11 @@ class Launch:
             return self.kernel[self.grid](*tensors, *floats, *self.numbers, **self.constants)
         except (RuntimeError, FileNotFoundError, subprocess.CalledProcessError) as error:
             if _lacks_compiler(error):
-                raise RuntimeError(f"{NO_COMPILER} ({error})") from error
+                raise RuntimeError(
+                    "Triton compiles a few lines of C before it starts a kernel, and cannot do so here: install a C "
+                    "compiler and Python's headers (Debian and Ubuntu: apt install gcc python3-dev), name a compiler "
+                    f'in CC, or choose the backend "torch" ({error})'
+                ) from error
             raise
 
 
