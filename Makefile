@@ -70,7 +70,7 @@ compile-matrix: $(FILES) ## compile every launch configuration within budget, an
 	ULSAM_FUSED_TEST_AMD="gfx90a gfx942" $(BIN)/pytest -q tests/kernels/gpu/test_compile.py -k widen
 
 # Pythons that are not there are left out, with a line that says so
-PAIRS ?= python3.10:2.10.0 python3.11:2.11.0 python3.12:2.12.1 python3.13:2.14.1 python3.14:2.15.0
+PAIRS ?= python3.10:2.10.0 python3.11:2.11.0 python3.12:2.12.1 python3.13:2.14.1 python3.13:2.15.0
 matrix: $(FILES) ## the quick tests with other Pythons and PyTorches, PAIRS="python3.12:2.14.1 ..."; writes docs/support.md (hours, 5 GB)
 	$(BIN)/python -m tools.matrix $(PAIRS)
 
