@@ -106,7 +106,7 @@ def backward_config(
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
     # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
-    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 39 and 61, 47 and 77.
+    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 39 and 61, 48 and 77.
     config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
     if not _is_whole(config, shape, itemsize):
         return config
@@ -145,13 +145,16 @@ def _is_whole(config: LaunchConfig, shape: tuple[int, int, int, int], itemsize: 
 
 
 def _lane_channels(config: LaunchConfig, shape: tuple[int, int, int, int], num_splits: int, compared: int) -> int:
-    """Channels of a lane of `device/whole_rows.py`; 0 where its registers or the channels do not suffice."""
+    """Channels of a lane of `device/whole_rows.py`; 0 where its registers do not suffice, or lanes would be idle.
+
+    With masks for channels beyond the subspace it has spills and barriers: float16, 250 channels of 7x7.
+    """
     _, c, h, w = shape
     if w < 2 or h < 3 or (h > ROWS and (h - 2) % 3):  # the march turns by three rows, or has no turns
         return 0
     for lane in (2, 1):
         fits = lane == 1 or (compared == 2 and lane * w <= LANE_COLUMNS)
-        if fits and not _wasteful(c // num_splits, 32 * config.num_warps * lane):
+        if fits and c // num_splits % (32 * config.num_warps * lane) == 0:
             return lane
     return 0
 
@@ -314,11 +317,6 @@ def _slabs_are_few(shape: tuple[int, int, int, int], num_splits: int, num_sms: i
 def _idle_quarter(group: int, block_c: int) -> bool:
     """Whether tiles of half as many channels would leave out a quarter of the channels handled, all idle."""
     return 4 * cdiv(group, block_c // 2) * (block_c // 2) <= 3 * cdiv(group, block_c) * block_c
-
-
-def _wasteful(group: int, block_c: int) -> bool:
-    """Whether a quarter of the channels that tiles handle are beyond the subspace."""
-    return 4 * group <= 3 * cdiv(group, block_c) * block_c
 
 
 def next_power_of_2(n: int) -> int:
