@@ -12,7 +12,7 @@ import dataclasses
 
 ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
 WHOLE_MAP = 14  # rows and columns, at most, whose code is written out
-LANE_COLUMNS = 14  # times channels, of 16 bits; what a lane that holds whole rows has registers for
+LANE_COLUMNS = 13  # of 16 bits, times channels, if a lane that holds whole rows has two; 14 spill on sm_100
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
 STRIP_COLUMNS = 7  # at most, in the backward of channels_last: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
@@ -106,7 +106,7 @@ def backward_config(
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
     # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
-    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 39 and 61, 48 and 77.
+    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 45 and 61, 48 and 77.
     config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
     if not _is_whole(config, shape, itemsize):
         return config
