@@ -4,7 +4,9 @@
     python -m benchmarks.compiled.counts --only 14x14 --arch 80
     python -m benchmarks.compiled.counts --markdown docs/counts.md
 
-Each case runs one or two images in the configuration of its published batch on 132 multiprocessors. Columns:
+Each case runs one or two images in the configuration of its published batch on 132 multiprocessors. Without norms it is
+the paper's form, with norms the authors', on the statistics of the batch. Launches of the forward combine as many parts
+of them as the published batch has. Columns:
 
     instr     instructions per element of x that one lane issues, without moves, parameters and branches
     load      sectors of 32 bytes per request of a warp, and the share of their bytes that was asked for; store likewise
@@ -22,6 +24,7 @@ the other; stores pass the L1.
 
 import argparse
 import collections
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -32,8 +35,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import triton
-from ulsam_fused.kernels.contract import Inputs, Options
-from ulsam_fused.kernels.gpu import backend
+from torch import Tensor
+from ulsam_fused.kernels.contract import Exchange, Inputs, NormForward, NormInputs, NormSaved, Options
+from ulsam_fused.kernels.gpu import backend, norm_backend
 from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.geometry import compared_size
 
@@ -124,11 +128,25 @@ def read(case: str, counts: Counts, elements: int, floor: int, cached: tuple[int
     passes = total(shared, "sectors")
     seconds = max(counts.issued / (32 * SMS * SCHEDULERS * CLOCK), passes / (SMS * CLOCK))
     bounds = (round(1e6 * batches * max(seconds, cached[1] / rate), 1) for rate in BANDWIDTH.values())
+    name = "+".join(phases(counts.module.constants)) or counts.module.kernel.name.removesuffix("_kernel")
     return Row(
-        case, "+".join(phases(counts.module.constants)), round(counts.issued / elements, 1), of("ld"), of("st"),
+        case, name, round(counts.issued / elements, 1), of("ld"), of("st"),
         round(32 * passes / elements, 1), round(passes / max(total(shared, "least"), 1), 2),
         round(cached[0] / floor, 2), round(cached[1] / floor, 2), *bounds,
     )  # fmt: skip
+
+
+class Batch:
+    """Other processes, with the rest of the published batch. Each part of it has the moments of these images."""
+
+    def __init__(self, channels: int, x_parts: int, z_parts: int) -> None:
+        self.channels, self.x_parts, self.z_parts = channels, x_parts, z_parts
+
+    def gather(self, moments: Tensor) -> Tensor:
+        return moments.repeat(self.x_parts if moments.shape[2] == self.channels else self.z_parts, 1, 1)
+
+    def sum(self, t: Tensor) -> Tensor:
+        return t
 
 
 def calls(case: str, dtype: torch.dtype, channels_last: bool) -> Iterator[tuple[str, int, Callable[[], object]]]:
@@ -138,11 +156,30 @@ def calls(case: str, dtype: torch.dtype, channels_last: bool) -> Iterator[tuple[
     forward, backward = configs.forward_config(*given), configs.backward_config(*given, compared_size(dtype))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, dy = (torch.randn(CASES[case], c, h, w).to(dtype).contiguous(memory_format=layout) for _ in range(2))
-    inputs, options = Inputs(x, torch.rand(c) + 0.5, None, torch.randn(c) / c**0.5, None), Options(g, False, False)
+    scale, v = torch.rand(c) + 0.5, torch.randn(c) / c**0.5
+    inputs, options = Inputs(x, scale, None, v, None), Options(g, False, False)
     _, _, z, lse = backend.forward(inputs, options, config=forward)
     assert lse is not None
     yield "forward", 2, lambda: backend.forward(inputs, options, config=forward)
     yield "backward", 3, lambda: backend.backward(dy, None, inputs, z, lse, options, config=backward)
+
+    forward, backward = configs.norm_forward_config(*given), configs.norm_backward_config(*given, compared_size(dtype))
+    published = configs.moments_config((n, c, h, w), dtype.itemsize, channels_last, SMS)
+    first = dataclasses.replace(published, parts=configs.cdiv(CASES[case] * h * w, published.part_pixels))
+    norm_inputs = NormInputs(x, scale, torch.ones(c), torch.zeros(c), v, torch.ones(g), torch.zeros(g))
+    options = Options(g, True, True, eps1=1e-5, eps2=1e-5)
+
+    def norm_forward() -> NormForward:
+        exchange = Exchange(group=Batch(c, published.parts, n * (configs.cdiv(h, forward.strip_rows or h))))
+        return norm_backend.norm_forward(norm_inputs, options, exchange, config=forward, first_config=first)
+
+    saved = NormSaved(*norm_forward()[2:])
+    yield "forward with norms", 2, norm_forward
+    yield (
+        "backward with norms",
+        3,
+        lambda: norm_backend.norm_backward(dy, None, norm_inputs, saved, options, config=backward),
+    )
 
 
 def rows(arch: int, only: str) -> Iterator[Row]:

@@ -83,6 +83,9 @@ def _resident_warps(registers: int, shared: int, warps: int) -> int:
 
 def _march_elements(direction: str, constants: dict[str, Any]) -> int:
     """Elements of one turn of the march, or of the sweep for moments."""
+    if constants.get("LANE"):  # whole rows in a lane; a loop where they are not all written out
+        rows = constants["MAP_H"] if constants["MAP_H"] <= configs.ROWS else MARCH_ROWS.value
+        return int(constants["BLOCK_C"] * constants["MAP_W"] * rows)
     if "BLOCK_W" in constants:
         rows = constants.get("MAP_H") or configs.ROWS
         if "backward" in direction and not constants.get("MAP_H"):

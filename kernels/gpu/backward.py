@@ -18,6 +18,7 @@ A program belongs to a slab and does two things for it:
     MARCH    A and dl, into a scratch of its own, then the march: dx and    device/march_nchw.py,
              this program's part of the parameters' gradients               device/march_channels_last.py
     both     of a map so small that it fits a tile, without a scratch       device/whole_map.py
+    MARCH    over whole rows of a small map in channels_last                device/whole_rows.py
 
 In the slab regime one launch does both. In the split regime the first launch does REDUCE, a program per chunk of
 pixels, and the second MARCH, a program per strip of rows, which first adds up the S of all chunks.
@@ -37,6 +38,7 @@ from .device.primitives import load_channel, mirrored_program, sign_of
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, logit_gradient
 from .device.whole_map import map_input_gradient, map_logit_gradient
+from .device.whole_rows import rows_input_gradient
 
 # Rows of one turn of the march. A window spans three. So after three rows every value is in its old register again, and
 # nothing is moved: 94 instructions per element in place of 117 (float16 channels_last, sm_90, Triton 3.7.1).
@@ -170,10 +172,13 @@ def backward_kernel(
     VEC: tl.constexpr,  # strides of x, and H*W (G in channels_last), are multiples of it
     VEC_DY: tl.constexpr,  # likewise of dy
     WIDE: tl.constexpr,  # offsets inside a slab need int64
-    MAP_H: tl.constexpr,  # H and W, where a tile is a whole map, or 0
+    MAP_H: tl.constexpr,  # H and W of a small map, whose rows are written out, or 0
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,  # elements from one of its pixels to the next: 1, or in channels_last C
+    LANE: tl.constexpr,  # channels of a lane that holds whole rows of it; 0: the tile is the whole map
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, chunks), then (N * num_splits, strips)."""
+    WHOLE: tl.constexpr = MAP_H > 0 and LANE == 0
     if REDUCE:
         slab = tl.program_id(0)
         part = tl.program_id(1)
@@ -194,7 +199,7 @@ def backward_kernel(
         d_attention_ptr += slab.to(tl.int64) * HW
     total = tl.full([], 0.0, z_ptr.dtype.element_ty)
 
-    if REDUCE and not MAP_H:
+    if REDUCE and not WHOLE:
         if MARCH:
             p_begin = 0
             p_end = HW
@@ -220,13 +225,13 @@ def backward_kernel(
         if shift_ptr is not None:
             shift_ptr += channel
             dshift_ptr = dv_ptr + 2 * C
-        if MAP_H:
+        if WHOLE:
             attention, dls, db = map_logit_gradient(
-                dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, G, MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_Z, EVEN_C
+                dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_Z, EVEN_C
             )
             map_input_gradient(
                 dy_ptr, x_ptr, scale_ptr, shift_ptr, v_ptr, attention, dls, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-                G, MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_U, EVEN_C,
+                G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_U, EVEN_C,
             )  # fmt: skip
         else:
             if REDUCE:
@@ -238,12 +243,20 @@ def backward_kernel(
             r_end = tl.minimum(r_begin + strip_rows, H)
             a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
             dl_ptr = a_ptr + (strip_rows + 4) * pitch
+            if MAP_H:
+                pitch = MAP_W + 2
             db = logit_gradient(z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z)
             tl.debug_barrier()  # A and dl are written before they are read
-            input_gradient(
-                dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-                r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
-            )  # fmt: skip
+            if MAP_H:
+                rows_input_gradient(
+                    dy_ptr, x_ptr, scale_ptr, shift_ptr, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
+                    G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
+                )  # fmt: skip
+            else:
+                input_gradient(
+                    dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr,
+                    dv_ptr, dscale_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+                    BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
+                )  # fmt: skip
         if RELU_Z:
             tl.store(partials_ptr + width - num_splits + k, db)

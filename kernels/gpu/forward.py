@@ -73,6 +73,7 @@ def slab_forward(
     WIDE: tl.constexpr,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
 ):
     """What a program of `forward_kernel` does for its slab; arguments as there."""
     if LOGITS:
@@ -100,7 +101,7 @@ def slab_forward(
             lse_ptr += slab
         map_forward(
             x_ptr, scale_ptr + channel, shift_ptr, v_ptr + channel, b, y_ptr, a_ptr, z_ptr, lse_ptr, G,
-            MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C,
+            MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_U, RELU_Z, EVEN_C,
         )  # fmt: skip
     elif LOGITS:
         scale_ptr += channel
@@ -187,6 +188,7 @@ def forward_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
     MAP_H: tl.constexpr,  # H and W, where the tile is the whole map, or 0
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,  # elements from one of its pixels to the next: 1, or in channels_last C
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, strips), then (N * num_splits, chunks)."""
     b = tl.full([], 0.0, z_ptr.dtype.element_ty)
@@ -197,7 +199,7 @@ def forward_kernel(
         x_ptr, scale_ptr, shift_ptr, v_ptr, b, y_ptr, a_ptr, z_ptr, lse_ptr, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
         y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
-        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE, MAP_H, MAP_W,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE, MAP_H, MAP_W, PIXEL,
     )  # fmt: skip
 
 
@@ -259,6 +261,7 @@ def folded_kernel(
     WIDE: tl.constexpr,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
 ):
     """`forward_kernel`, its parameters made of those of both norms; the same grid.
 
@@ -299,5 +302,5 @@ def folded_kernel(
         x_ptr, folded_ptr, shift_ptr, shift_ptr + C, b, y_ptr, a_ptr, z_ptr, None, stats_ptr,
         H, W, G, num_splits, strips, strip_rows, chunk, x_stride_n, x_stride_c, x_stride_h, x_stride_w,
         y_stride_n, y_stride_c, y_stride_h, y_stride_w, LOGITS, APPLY, ROWS, BLOCK_C, BLOCK_W, COLUMNS, SPAN,
-        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE, MAP_H, MAP_W,
+        BLOCK_P, BLOCK_K, RELU_U, RELU_Z, EVEN_C, CHANNELS_LAST, FLAT, CYCLE, RUN, VEC, WIDE, MAP_H, MAP_W, PIXEL,
     )  # fmt: skip

@@ -1,11 +1,12 @@
-"""Both directions on maps so small that a lane holds a whole column of them: NCHW, MAP_H x MAP_W, a program per slab.
+"""Both directions on maps so small that a lane holds a whole column of them: MAP_H x MAP_W, a program per slab.
 
 Lanes are columns of BLOCK_C channels, so tiles are [BLOCK_C, BLOCK_W]. A tuple of them, one for each row, is a map. The
 rows are written out, and the sizes are constants: each access is one address per channel, plus a constant. What belongs
 to the map and to no channel (z, A, dl) is kept in such tuples too, the same in every channel of the tile, for all
 channels of the slab.
 
-x, dy, dx and y are contiguous within a slab. Columns beyond the map are copies of its last; their dl is 0.
+x, dy, dx and y are contiguous within a slab, or dense in channels_last: PIXEL elements lie from a pixel to the next, 1
+or C. Columns beyond the map are copies of its last; their dl is 0.
 """
 
 import triton
@@ -21,6 +22,15 @@ from .softmax import finite
 def column_of(MAP_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr):
     """Column of the map for each lane [BLOCK_C, BLOCK_W]: the nearest, for lanes beyond it."""
     return tl.minimum(tl.arange(0, BLOCK_W)[None, :], MAP_W - 1) + tl.zeros([BLOCK_C, 1], tl.int32)
+
+
+@triton.jit
+def pixels(c, col, MAP_H: tl.constexpr, MAP_W: tl.constexpr, PIXEL: tl.constexpr):
+    """Offsets [BLOCK_C, BLOCK_W] of the first row. Lanes lie along it in either layout."""
+    if PIXEL == 1:
+        return neighbours(c * (MAP_H * MAP_W) + col)
+    else:
+        return tl.max_contiguous(c + col * PIXEL, [1, 1])
 
 
 @triton.jit
@@ -47,16 +57,16 @@ def load_map(
     o,  # [BLOCK_C, BLOCK_W], of the first row
     m_c,
     MAP_H: tl.constexpr,
-    MAP_W: tl.constexpr,
+    ROW: tl.constexpr,  # elements from a row to the next
     EVEN_C: tl.constexpr,
 ):
     """A tile for each row; 0 in channels beyond the slab."""
     rows = ()
     for r in tl.static_range(MAP_H):
         if EVEN_C:
-            rows = rows + (tl.load(ptr + o + r * MAP_W),)
+            rows = rows + (tl.load(ptr + o + r * ROW),)
         else:
-            rows = rows + (tl.load(ptr + o + r * MAP_W, mask=m_c, other=0.0),)
+            rows = rows + (tl.load(ptr + o + r * ROW, mask=m_c, other=0.0),)
     return rows
 
 
@@ -71,13 +81,14 @@ def map_logits(
     G,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
     RELU_U: tl.constexpr,
     EVEN_C: tl.constexpr,
 ):
     """z of the map, a tile for each row. See `march_logits` for the formulas."""
-    HW: tl.constexpr = MAP_H * MAP_W
+    ROW: tl.constexpr = MAP_W * PIXEL
     tile_c = tl.arange(0, BLOCK_C)[:, None]
     col = column_of(MAP_W, BLOCK_C, BLOCK_W)
     i_left = tl.maximum(col - 1, 0)
@@ -99,7 +110,7 @@ def map_logits(
             if shift_ptr is not None:
                 constant += weight * shift
             weight *= gain
-        raw = load_map(x_ptr, neighbours(c * HW + col), m_c, MAP_H, MAP_W, EVEN_C)
+        raw = load_map(x_ptr, pixels(c, col, MAP_H, MAP_W, PIXEL), m_c, MAP_H, ROW, EVEN_C)
         xs = ()
         for r in tl.static_range(MAP_H):
             xs = xs + (raw[r].to(dtype) * sign,)
@@ -142,6 +153,7 @@ def map_forward(
     G,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -150,11 +162,13 @@ def map_forward(
 ):
     """Writes y of the slab, and A, z and lse of its map."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
-    HW: tl.constexpr = MAP_H * MAP_W
+    ROW: tl.constexpr = MAP_W * PIXEL
     lane = tl.arange(0, BLOCK_W)[None, :]
     tile_c = tl.arange(0, BLOCK_C)[:, None]
     col = column_of(MAP_W, BLOCK_C, BLOCK_W)
-    zs = map_logits(x_ptr, scale_ptr, shift_ptr, v_ptr, b, dtype, G, MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_U, EVEN_C)
+    zs = map_logits(
+        x_ptr, scale_ptr, shift_ptr, v_ptr, b, dtype, G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_U, EVEN_C
+    )
     logits = ()
     most = tl.full([BLOCK_C, BLOCK_W], float("-inf"), dtype)
     for r in tl.static_range(MAP_H):
@@ -182,12 +196,10 @@ def map_forward(
         m_y = lane < MAP_W
         if not EVEN_C:
             m_y = m_y & m_c
-        o = neighbours((c0 + tile_c) * HW + col)
-        xs = load_map(x_ptr, o, m_c, MAP_H, MAP_W, EVEN_C)
+        o = pixels(c0 + tile_c, col, MAP_H, MAP_W, PIXEL)
+        xs = load_map(x_ptr, o, m_c, MAP_H, ROW, EVEN_C)
         for r in tl.static_range(MAP_H):
-            tl.store(
-                y_ptr + o + r * MAP_W, weighted(xs[r].to(dtype), attention[r]).to(y_ptr.dtype.element_ty), mask=m_y
-            )
+            tl.store(y_ptr + o + r * ROW, weighted(xs[r].to(dtype), attention[r]).to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -200,6 +212,7 @@ def map_logit_gradient(
     G,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
     RELU_Z: tl.constexpr,
@@ -207,7 +220,7 @@ def map_logit_gradient(
 ):
     """A and dl of the map, a tile for each row, and db. See `softmax_backward` for the formulas."""
     dtype: tl.constexpr = z_ptr.dtype.element_ty
-    HW: tl.constexpr = MAP_H * MAP_W
+    ROW: tl.constexpr = MAP_W * PIXEL
     tile_c = tl.arange(0, BLOCK_C)[:, None]
     col = column_of(MAP_W, BLOCK_C, BLOCK_W)
     m_w = tl.arange(0, BLOCK_W)[None, :] < MAP_W
@@ -216,10 +229,10 @@ def map_logit_gradient(
         products = products + (tl.zeros([BLOCK_C, BLOCK_W], dtype),)
     if dy_ptr is not None:
         for c0 in range(0, G, BLOCK_C):
-            o = neighbours((c0 + tile_c) * HW + col)
+            o = pixels(c0 + tile_c, col, MAP_H, MAP_W, PIXEL)
             m_c = c0 + tile_c < G
-            xs = load_map(x_ptr, o, m_c, MAP_H, MAP_W, EVEN_C)
-            ds = load_map(dy_ptr, o, m_c, MAP_H, MAP_W, EVEN_C)
+            xs = load_map(x_ptr, o, m_c, MAP_H, ROW, EVEN_C)
+            ds = load_map(dy_ptr, o, m_c, MAP_H, ROW, EVEN_C)
             more = ()
             for r in tl.static_range(MAP_H):
                 more = more + (products[r] + ds[r].to(dtype) * xs[r].to(dtype),)
@@ -267,6 +280,7 @@ def map_input_gradient(
     G,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -274,7 +288,7 @@ def map_input_gradient(
 ):
     """Writes dx of the slab, and dv, dscale and dshift. See `backward` for the formulas."""
     dtype: tl.constexpr = dls[0].dtype
-    HW: tl.constexpr = MAP_H * MAP_W
+    ROW: tl.constexpr = MAP_W * PIXEL
     lane = tl.arange(0, BLOCK_W)[None, :]
     col = column_of(MAP_W, BLOCK_C, BLOCK_W)
     i_left = tl.maximum(col - 1, 0)
@@ -289,14 +303,14 @@ def map_input_gradient(
         m = lane < MAP_W
         if not EVEN_C:
             m = m & m_c
-        o = neighbours(c * HW + col)
+        o = pixels(c, col, MAP_H, MAP_W, PIXEL)
         scale = load_spread(scale_ptr, c, m_c, dtype)
         v = load_spread(v_ptr, c, m_c, dtype)
         if shift_ptr is not None:
             shift = load_spread(shift_ptr, c, m_c, dtype)
         sign = sign_of(scale)
         weight = scale * v
-        raw = load_map(x_ptr, o, m_c, MAP_H, MAP_W, EVEN_C)
+        raw = load_map(x_ptr, o, m_c, MAP_H, ROW, EVEN_C)
         # of each window of three columns: its maximum; whether the first to reach it is the left, the right
         xs = ()
         hs = ()
@@ -339,11 +353,11 @@ def map_input_gradient(
             dx = weight * t
             if dy_ptr is not None:
                 if EVEN_C:
-                    dy = tl.load(dy_ptr + o + r * MAP_W).to(dtype)
+                    dy = tl.load(dy_ptr + o + r * ROW).to(dtype)
                 else:
-                    dy = tl.load(dy_ptr + o + r * MAP_W, mask=m_c, other=0.0).to(dtype)
+                    dy = tl.load(dy_ptr + o + r * ROW, mask=m_c, other=0.0).to(dtype)
                 dx += dy + attention[r] * dy
-            tl.store(dx_ptr + o + r * MAP_W, dx.to(dx_ptr.dtype.element_ty), mask=m)
+            tl.store(dx_ptr + o + r * ROW, dx.to(dx_ptr.dtype.element_ty), mask=m)
             sum_tx += t * xs[r]
             sum_t += t
         sum_tx = tl.sum(sum_tx, 1)[:, None]

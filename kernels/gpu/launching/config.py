@@ -11,7 +11,8 @@ A slab is one subspace of one image, G*H*W elements. Two regimes:
 import dataclasses
 
 ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2^k high
-WHOLE_MAP = 14  # rows and columns of NCHW, at most, whose code is written out
+WHOLE_MAP = 14  # rows and columns, at most, whose code is written out
+LANE_COLUMNS = 13  # of 16 bits, times channels, if a lane that holds whole rows has two; 14 spill on sm_100
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
 STRIP_COLUMNS = 7  # at most, in the backward of channels_last: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
@@ -37,7 +38,8 @@ class LaunchConfig:
     num_warps: int
     max_registers: int  # per lane
     strip_rows: int  # split: rows per program, a multiple of ROWS
-    whole_map: bool = False  # a tile is a whole map of NCHW, if the tensors lie as that needs
+    whole_map: bool = False  # the rows of a map are written out, if the tensors lie as that needs
+    lane_channels: int = 0  # of whole_map in channels_last: channels of a lane that holds whole rows; 0: tiles are maps
     flat_programs: int = FLAT_PROGRAMS_PER_SM  # of the backward with BatchNorm, in its flat passes
 
 
@@ -57,12 +59,12 @@ def forward_config(
     shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
 ) -> LaunchConfig:
     """The launch of the forward for x of this shape [N, C, H, W], bytes per element and layout."""
-    # Instructions per element, float16, with whole maps and without: 31.7 and 48 at 160x7x7 in 8 subspaces. But 27.1
-    # and 28.8 at 1024x7x7 in 4, 25.6 and 24.5 at 512x14x14: the march wastes little, and the sweep has long accesses.
-    whole = _whole_map(shape, num_splits, itemsize, channels_last, num_sms)
-    if whole is not None and whole.num_warps == 1:
-        return whole
+    # Instructions per element, float16, with whole maps and without: 31 and 48 at 160x7x7 in 8 subspaces, 32 and 52 in
+    # channels_last. But 27.1 and 28.8 at 1024x7x7 in 4, 25.6 and 24.5 at 512x14x14: the march wastes little, and the
+    # sweep has long accesses.
     config = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms)
+    if config.num_warps == 1 and _is_whole(config, shape, itemsize):
+        return dataclasses.replace(config, whole_map=True, max_registers=255)
     if config.split and _slab_bytes(shape, num_splits, itemsize) <= ONE_LAUNCH_BYTES:
         wide = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms, num_warps=8)
         return dataclasses.replace(wide, split=False, strip_rows=0)
@@ -104,11 +106,16 @@ def backward_config(
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
     # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
-    # at 1024x7x7 in 4, 57 and 80 at 512x14x14.
-    whole = _whole_map(shape, num_splits, itemsize, channels_last, num_sms)
-    if whole is not None:
-        return whole
-    return norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
+    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 45 and 61, 48 and 77.
+    config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
+    if not _is_whole(config, shape, itemsize):
+        return config
+    if not channels_last:
+        return dataclasses.replace(config, whole_map=True, max_registers=255)
+    lane = _lane_channels(config, shape, num_splits, compared or itemsize)
+    if lane == 0 and config.num_warps > 1:  # accesses to whole maps would be parts of sectors
+        return config
+    return dataclasses.replace(config, whole_map=True, lane_channels=lane)
 
 
 def norm_backward_config(
@@ -132,15 +139,24 @@ def norm_backward_config(
     return config
 
 
-def _whole_map(
-    shape: tuple[int, int, int, int], num_splits: int, itemsize: int, channels_last: bool, num_sms: int
-) -> LaunchConfig | None:
-    """The tile of `device/whole_map.py`, a column per lane, where a map is small enough for it."""
-    _, _, h, w = shape
-    if channels_last or itemsize == 8 or max(h, w) > WHOLE_MAP:
-        return None
-    config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
-    return None if config.split else dataclasses.replace(config, whole_map=True)
+def _is_whole(config: LaunchConfig, shape: tuple[int, int, int, int], itemsize: int) -> bool:
+    """Whether the rows of such a map can be written out, `device/whole_map.py` or `device/whole_rows.py`."""
+    return not config.split and itemsize < 8 and max(shape[2:]) <= WHOLE_MAP
+
+
+def _lane_channels(config: LaunchConfig, shape: tuple[int, int, int, int], num_splits: int, compared: int) -> int:
+    """Channels of a lane of `device/whole_rows.py`; 0 where its registers do not suffice, or lanes would be idle.
+
+    With masks for channels beyond the subspace it has spills and barriers: float16, 250 channels of 7x7.
+    """
+    _, c, h, w = shape
+    if w < 2 or h < 3 or (h > ROWS and (h - 2) % 3):  # the march turns by three rows, or has no turns
+        return 0
+    for lane in (2, 1):
+        fits = lane == 1 or (compared == 2 and lane * w <= LANE_COLUMNS)
+        if fits and c // num_splits % (32 * config.num_warps * lane) == 0:
+            return lane
+    return 0
 
 
 def _with_columns(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import LaunchConfig, border_pitch, cdiv, chunk_pixels, has_halo
+from .config import MIN_BLOCK_W, LaunchConfig, border_pitch, cdiv, chunk_pixels, has_halo, next_power_of_2
 
 
 class Access(NamedTuple):
@@ -144,11 +144,21 @@ def runs(x: Tensor, config: LaunchConfig) -> dict[str, int | bool]:
     return {"COLUMNS": columns if span else 1, "SPAN": span}
 
 
-def whole_map(config: LaunchConfig, *tensors: Tensor) -> dict[str, int]:
-    """MAP_H and MAP_W: the size of a map, if tiles are whole maps and these tensors contiguous within a slab; or 0."""
-    _, _, h, w = tensors[0].shape
-    whole = config.whole_map and not config.split and all(t.stride()[1:] == (h * w, w, 1) for t in tensors)
-    return {"MAP_H": h, "MAP_W": w} if whole else {"MAP_H": 0, "MAP_W": 0}
+def whole_map(config: LaunchConfig, num_splits: int, *tensors: Tensor) -> dict[str, int]:
+    """MAP_H and MAP_W: the size of a map, if its rows are written out and these tensors lie as that needs; or 0.
+
+    They are contiguous within a slab, or dense in channels_last: PIXEL elements lie from a pixel to the next. The tile
+    is another than that of a march.
+    """
+    _, c, h, w = tensors[0].shape
+    ways = {c: (1, w * c, c)} if config.lane_channels else {1: (h * w, w, 1), c: (1, w * c, c)}
+    pixels = [pixel for pixel, strides in ways.items() if all(t.stride()[1:] == strides for t in tensors)]
+    if not config.whole_map or config.split or not pixels or any(map(is_wide, tensors)):
+        return {"MAP_H": 0, "MAP_W": 0, "PIXEL": 0}
+    lanes, block_w = 32 * config.num_warps, max(next_power_of_2(w), MIN_BLOCK_W)
+    block_c = lanes * config.lane_channels or lanes // block_w
+    tile = {"BLOCK_C": block_c, "BLOCK_W": block_w, "EVEN_C": c // num_splits % block_c == 0}
+    return {**tile, "MAP_H": h, "MAP_W": w, "PIXEL": pixels[0]}
 
 
 def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[str, int]:

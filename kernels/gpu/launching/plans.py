@@ -80,7 +80,7 @@ def forward_plan(
         "FLAT": access.flat,
         "VEC": access.vec,
         "WIDE": geometry.wide,
-        **whole_map(config, x, y),
+        **whole_map(config, g, x, y),
     }
     kernel = forward_kernel
     if folded:
@@ -141,7 +141,9 @@ def backward_plan(
         )
     geometry = geometry_of(g, config, x, dy, dx)
     access, access_dy = geometry.access(x), geometry.access(dy)
-    tile = whole_map(config, x, dy, dx)
+    tile = whole_map(config, g, x, dy, dx)
+    lane = config.lane_channels if tile["MAP_H"] else 0
+    whole = tile["MAP_H"] > 0 and not lane
     constants = {
         **backward_march_tile(geometry),
         **sweep_tile(config),
@@ -155,6 +157,7 @@ def backward_plan(
         "VEC_DY": access_dy.vec,
         "WIDE": geometry.wide,
         **tile,
+        "LANE": lane,
     }
     slabs, strips, strip_rows, chunks = geometry.slabs, geometry.strips, geometry.strip_rows, geometry.chunks
     sizes = [c] * (3 if has_shift else 2) + [g] * options.relu_z
@@ -171,8 +174,8 @@ def backward_plan(
             for grid, reduce, march in phases
         ),
         partials=contiguous(n, strips, sum(sizes)),
-        da=None if tile["MAP_H"] else contiguous(n, g, h, w),
-        scratch=None if tile["MAP_H"] else contiguous(n, g, strips, 2, strip_rows + 4, geometry.pitch),
+        da=None if whole else contiguous(n, g, h, w),
+        scratch=None if whole else contiguous(n, g, strips, 2, strip_rows + 4, geometry.pitch),
         totals=contiguous(n, g, chunks) if config.split else None,
         sizes=sizes,
     )

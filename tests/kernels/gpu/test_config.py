@@ -249,23 +249,49 @@ def test_parts_of_the_moments(itemsize: int, channels_last: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "g", "forward", "backward"),
+    ("shape", "g", "forward", "backward", "lane"),
     [
-        ((64, 160, 7, 7), 8, True, True),
-        ((256, 1024, 7, 7), 4, False, True),  # several warps: the march wastes little
-        ((256, 512, 14, 14), 4, False, True),
-        ((4, 512, 14, 14), 4, False, False),  # so few slabs that they are split
-        ((256, 96, 15, 15), 4, False, False),
+        ((64, 160, 7, 7), 8, True, True, 0),
+        ((256, 1024, 7, 7), 4, False, True, 1),  # several warps: the march wastes little
+        ((256, 512, 14, 14), 4, False, True, 1),
+        ((256, 256, 7, 7), 8, True, True, 1),
+        ((4, 512, 14, 14), 4, False, False, 0),  # so few slabs that they are split
+        ((256, 512, 15, 15), 4, False, False, 0),
     ],
 )
-def test_whole_maps(shape: tuple[int, int, int, int], g: int, forward: bool, backward: bool) -> None:
+def test_whole_maps(shape: tuple[int, int, int, int], g: int, forward: bool, backward: bool, lane: int) -> None:
+    """In NCHW tiles are maps; in channels_last, too, where lanes would be idle, else a lane has whole rows."""
     for channels_last, itemsize in itertools.product((False, True), (2, 4, 8)):
         given = shape, g, itemsize, channels_last, H100
-        can = not channels_last and itemsize < 8
+        can = itemsize < 8
         assert forward_config(*given).whole_map == (forward and can)
         config = backward_config(*given)
         assert config.whole_map == (backward and can)
-        assert not config.whole_map or config.block_w >= shape[3]
+        assert config.lane_channels == (min(lane, 4 // itemsize) if channels_last and can else 0)
+
+
+@pytest.mark.parametrize(
+    ("group", "h", "w", "compared", "whole", "lane"),
+    [
+        (20, 7, 7, 2, True, 0),
+        (31, 7, 7, 2, True, 0),
+        (32, 7, 2, 2, True, 1),
+        (32, 7, 1, 2, True, 0),
+        (32, 2, 7, 2, True, 0),
+        (32, 3, 7, 2, True, 1),
+        (128, 8, 8, 2, True, 1),
+        (128, 9, 9, 2, False, 0),  # its rows are no turns of three
+        (256, 14, 6, 2, True, 2),
+        (256, 14, 6, 4, True, 1),  # bfloat16
+        (256, 14, 7, 2, True, 1),
+        (384, 7, 7, 2, True, 1),
+        (250, 7, 7, 2, False, 0),  # some lanes would be idle
+        (64, 14, 14, 2, False, 0),
+    ],
+)
+def test_whole_rows(group: int, h: int, w: int, compared: int, whole: bool, lane: int) -> None:
+    config = backward_config((256, 2 * group, h, w), 2, 2, True, 1, compared)
+    assert (config.whole_map, config.lane_channels) == (whole, lane)
 
 
 def test_strips_with_batch_norm() -> None:
