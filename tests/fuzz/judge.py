@@ -236,7 +236,8 @@ def _judge_dual(call: Call, given: Given, function: Callable[[Tensor], Tensor]) 
     _, right = torch.func.jvp(exact, (given.x.double(),), (tangent.double(),))
     assert found is not None, "the tangent is lost"
     error = float((found.double() - right).norm() / right.norm())
-    assert error <= 1e4 * torch.finfo(given.x.dtype).eps, f"tangent: off by {error:.1e}"
+    allowed = 1e4 * torch.finfo(given.x.dtype).eps + torch.finfo(found.dtype).eps  # it has the type of y
+    assert error <= allowed, f"tangent: off by {error:.1e}"
 
 
 def _judge_not_finite(call: Call, case: Case, results: Results) -> None:
@@ -498,8 +499,11 @@ def _run_layer(call: Call, given: Given, layer: uf.ULSAM) -> Outputs:
         y = _called(call, forward, leaves["x"])
     assert y.dtype == getattr(torch, call.out_dtype or call.dtype)
     like = torch.empty_like(given.x)
-    if call.called:  # PyTorch's own operators keep no other strides, and a chunk of one channel is of either format
-        formats = (torch.contiguous_format, torch.channels_last)[: 1 if call.authors and call.group == 1 else 2]
+    if call.called:
+        # PyTorch's own operators keep no other strides; a chunk of one channel, or a map of one row or column, may have
+        # either format
+        either = (call.authors and call.group == 1) or 1 in (call.h, call.w)
+        formats = (torch.contiguous_format, torch.channels_last)[: 1 if either else 2]
         assert all(y.is_contiguous(memory_format=f) for f in formats if like.is_contiguous(memory_format=f))
     else:
         assert y.stride() == like.stride()
@@ -526,19 +530,29 @@ class _Seen:
 
     constant: bool = False  # almost, so that it divides rounding noise by the root of eps
     largest: float = 0.0  # of what it gives
+    normed: float = 0.0  # the largest before its weight and bias
+    gain: float = 0.0  # the largest factor between what it takes and gives
     taken: float = 0.0  # by the gradient of what it takes, in absolute values
     given: float = 0.0
 
     def add(self, name: str, gradient: Tensor) -> None:
         setattr(self, name, getattr(self, name) + float(gradient.abs().sum()))
 
+    def through(self, given: float) -> float:
+        """What is taken, were it not for what statistics of the batch subtract."""
+        return max(self.taken, given * self.gain)
+
 
 def _cancelling(call: Call, given: Given, dw_norm: _Seen, pw_norm: _Seen) -> dict[str, float]:
     """Upper bounds of what is added up, in absolute values, to give gradients that a norm may make vanish."""
     largest = float(given.x.double().abs().max())
+    z = pw_norm.through(pw_norm.given)
+    m = max(dw_norm.given, z * float(given.parameters["v"].double().abs().max()))
+    u = dw_norm.through(m)
     return {
-        "scale": dw_norm.taken * largest, "shift": dw_norm.taken, "beta1": dw_norm.given, "b": pw_norm.taken,
-        "v": pw_norm.taken * (largest if call.legacy else dw_norm.largest), "beta2": pw_norm.given,
+        "scale": u * largest, "shift": u, "gamma1": m * dw_norm.normed, "beta1": m,
+        "v": z * (largest if call.legacy else dw_norm.largest), "b": z,
+        "gamma2": pw_norm.given * pw_norm.normed, "beta2": pw_norm.given,
     }  # fmt: skip
 
 
@@ -574,6 +588,12 @@ class _Norm(NamedTuple):
             spread, centre = torch.var_mean(t.detach(), over, correction=0)
             self.seen.constant |= batch and bool((spread < 1e-9 * (1 + centre**2)).any())
             self.seen.largest = max(self.seen.largest, float(y.detach().abs().max()))
+            normed = y.detach() if bias is None else y.detach() - bias.detach().view(1, -1, 1, 1)
+            normed = normed if weight is None else normed / weight.detach().view(1, -1, 1, 1)
+            self.seen.normed = max(self.seen.normed, float(normed.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+            size = 1.0 if weight is None else float(weight.detach().abs().max())
+            least = float((spread if batch or var is None else var).min()) + self.eps
+            self.seen.gain = max(self.seen.gain, size / least**0.5)
             t.register_hook(functools.partial(self.seen.add, "taken"))
             y.register_hook(functools.partial(self.seen.add, "given"))
         return y

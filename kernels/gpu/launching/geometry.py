@@ -153,7 +153,8 @@ def whole_map(config: LaunchConfig, num_splits: int, *tensors: Tensor) -> dict[s
     _, c, h, w = tensors[0].shape
     ways = {c: (1, w * c, c)} if config.lane_channels else {1: (h * w, w, 1), c: (1, w * c, c)}
     pixels = [pixel for pixel, strides in ways.items() if all(t.stride()[1:] == strides for t in tensors)]
-    if not config.whole_map or config.split or not pixels or any(map(is_wide, tensors)):
+    untranslated = config.lane_channels > 0 and torch.version.hip is not None  # by Triton 3.7.1's compiler for AMD
+    if not config.whole_map or config.split or not pixels or untranslated or any(map(is_wide, tensors)):
         return {"MAP_H": 0, "MAP_W": 0, "PIXEL": 0}
     lanes, block_w = 32 * config.num_warps, max(next_power_of_2(w), MIN_BLOCK_W)
     block_c = lanes * config.lane_channels or lanes // block_w

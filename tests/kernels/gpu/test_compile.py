@@ -63,11 +63,11 @@ def test_promises_of_neighbours_widen_no_access(amd: str | None, tmp_path: pathl
 
 @pytest.mark.slow  # compiles 2 kernels, slowly; `make compile-matrix` compiles all
 def test_compiles_for_amd(tmp_path: pathlib.Path) -> None:
-    """A forward and a backward, with warps of 64 lanes: no spills, and a maximum that keeps NaN."""
-    lines = run("benchmarks.compiled.amd", "--arch", "gfx942", "--part", "2/27", cache=tmp_path).splitlines()
+    """A forward and a backward that has whole rows elsewhere, with warps of 64 lanes: no spills, a maximum with NaN."""
+    lines = run("benchmarks.compiled.amd", "--arch", "gfx942", "--part", "3/27", cache=tmp_path).splitlines()
     assert lines[-1] == "2 configurations, 0 kernels wrong"
     warps = {line.split()[0]: int(line[78:].split()[0]) for line in lines[1:-1]}
-    assert warps == {"forward": 2, "backward": 2}, "half as many as on NVIDIA's GPUs, for as many lanes"
+    assert warps == {"forward": 1, "backward": 2}, "half as many as on NVIDIA's GPUs, for as many lanes"
 
 
 @pytest.mark.slow  # compiles about 35 kernels and disassembles each
