@@ -1,4 +1,4 @@
-"""The door of the C++ kernels for the general form: allocate the results, call the operators.
+"""The door of the C++ kernels for the general form. The operators allocate what they return.
 
 See `contract.Backend` for shapes.
 The mathematics stands in forward.cpp and backward.cpp. `build.problem()` says whether the operators can be had.
@@ -19,16 +19,10 @@ def forward(inputs: Inputs, options: Options) -> Forward:
     if torch.is_grad_enabled():  # in an autograd.Function it is not, and the context costs microseconds
         with torch.no_grad():
             return forward(inputs, options)
-    x = inputs.x
-    num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
-    n, _, h, w = x.shape
-    dtype = compute_dtype(x)
-    y = torch.empty_like(x) if out_dtype is None else torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
-    z = torch.empty((n, num_splits, h, w), dtype=dtype, device="cpu")
-    attention = torch.empty_like(z) if options.need_attention else None
-    lse = torch.empty((n, num_splits), dtype=dtype, device="cpu") if options.need_lse else None
-    operator("forward")(*inputs, None, y, z, attention, lse, num_splits, relu_u, relu_z, True, True)
-    return Forward(y if out_dtype is None else y.to(out_dtype), attention, z, lse)
+    num_splits, relu_u, relu_z, out_dtype, need_attention, need_lse = options[:6]
+    wide = out_dtype is not None and is_wider(out_dtype, inputs.x)
+    found = operator("forward")(*inputs, num_splits, relu_u, relu_z, wide, need_attention, need_lse)
+    return Forward(*found) if out_dtype is None else Forward(found[0].to(out_dtype), *found[1:])
 
 
 def backward(
@@ -40,18 +34,13 @@ def backward(
     options: Options,
 ) -> Gradients:
     """db is exactly 0 (or NaN) where act_z is the identity. lse is not needed here: z gives A to the last bit."""
-    backward_op = operator("backward")
-    x, scale, shift, v, b = inputs
     with torch.no_grad():
-        dx = torch.empty_like(x)
-        dscale, dv = torch.empty_like(scale), torch.empty_like(v)
-        dshift = None if shift is None else torch.empty_like(shift)
-        db = None if b is None else torch.empty_like(b)
-        backward_op(
-            given_gradient(dy, x), given_map(d_attention, z), x, scale, shift, v, z, dx, dscale, dshift, dv, db,
-            options.num_splits, options.relu_u, options.relu_z,
+        return Gradients(
+            *operator("backward")(
+                given_gradient(dy, inputs.x), given_map(d_attention, z), *inputs, z,
+                options.num_splits, options.relu_u, options.relu_z,
+            )
         )  # fmt: skip
-        return Gradients(dx, dscale, dshift, dv, db)
 
 
 _operators: dict[str, Callable[..., Any]] = {}
@@ -75,9 +64,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def stored_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
-    """The type that y is written in: x's or that of the computation, of which any other is a copy."""
-    return x.dtype if out_dtype is None or out_dtype == x.dtype else compute_dtype(x)
+def is_wider(out_dtype: torch.dtype, x: Tensor) -> bool:
+    """Whether y is written in the type of the computation; a third type is a copy of that."""
+    return out_dtype != x.dtype != compute_dtype(x)
 
 
 def given_gradient(dy: Tensor | None, x: Tensor) -> Tensor | None:

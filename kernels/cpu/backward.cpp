@@ -13,10 +13,21 @@
 
 namespace ulsam {
 
-// dx is shaped and laid out as x, the other gradients as their parameters; z [N, g, P]. Without act_z db is 0.
-void backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale, Maybe shift, Tensor v, Tensor z, Tensor dx,
-              Tensor dscale, Maybe dshift, Tensor dv, Maybe db, int64_t num_splits, bool relu_u, bool relu_z) {
+// The gradient of b or beta2 from the sums of dl [g].
+template <class F>
+std::vector<F> seen_by_softmax(std::vector<F> sums, bool relu_z) {
+  if (!relu_z)
+    for (F& d : sums) d *= 0;  // without act_z it sees no constant: what the sum leaves is rounding, or NaN
+  return sums;
+}
+
+// The gradients of x, scale, shift, v and b, in their types; z [N, g, P]. Without act_z that of b is 0.
+std::tuple<Tensor, Tensor, Maybe, Tensor, Maybe> backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale,
+                                                          Maybe shift, Tensor v, Maybe b, Tensor z, int64_t num_splits,
+                                                          bool relu_u, bool relu_z) {
   const Shape s = shape_of(x, num_splits);
+  const Tensor dx = like(x, x.scalar_type()), dscale = gradient_of(scale), dv = gradient_of(v);
+  const Maybe dshift = gradient_of(shift), db = gradient_of(b);
   with_type(x, [&](auto type) {
     using T = decltype(type);
     using F = Computed<T>;
@@ -32,8 +43,7 @@ void backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale, Maybe shift, 
       });
     write_list<F>(dv, &sums[2 * s.C], s.C);
     for (int64_t i = 0; i < s.N * s.g; ++i) db_[i % s.g] += dl_sums[i];
-    if (!relu_z)
-      for (F& d : db_) d *= 0;  // the softmax does not see b: what the sum leaves is rounding, or NaN
+    db_ = seen_by_softmax(std::move(db_), relu_z);
     if (!relu_u)  // every dl reaches a u
       for (int64_t c = 0; c < s.C; ++c) sums[s.C + c] = db_[c / s.G()];
     for (int64_t c = 0; c < s.C; ++c) sums[c] *= channels.v[c], sums[s.C + c] *= channels.v[c];
@@ -41,14 +51,18 @@ void backward(Maybe dy, Maybe d_attention, Tensor x, Tensor scale, Maybe shift, 
     write_list<F>(dshift, &sums[s.C], s.C);
     write_list<F>(db, db_.data(), s.g);
   });
+  return {dx, dscale, dshift, dv, db};
 }
 
 // Between BatchNorms that use the statistics of the batch, where dl has to be known of all images before it goes on:
 // dl [N, g, P], with A = softmax(act_z(gain z + offset)), second [6, g] (rows gain, offset, mean, rstd, ...), and
-// totals [2, g]: the sums of dl and of dl zhat, zhat = (z - mean) rstd.
-void norm_logit_gradient(Maybe dy, Maybe d_attention, Tensor x, Tensor z, Tensor second, Tensor dl, Tensor totals,
-                         int64_t num_splits, bool relu_z) {
-  const Shape s = shape_of(x, num_splits);
+// totals [2, g]: the sums of dl and of dl zhat, zhat = (z - mean) rstd. These are the gradients of beta2 and gamma2, but
+// for that of beta2 without act_z, which is 0.
+std::tuple<Tensor, Tensor, Maybe, Maybe> norm_logit_gradient(Maybe dy, Maybe d_attention, Tensor x, Tensor z,
+                                                             Tensor second, Maybe gamma2, Maybe beta2, bool relu_z) {
+  const Shape s = shape_of(x, z.size(1));
+  const Tensor dl = map_of(x, s), totals = dense({2, s.g}, map_type(x));
+  const Maybe dgamma2 = gradient_of(gamma2), dbeta2 = gradient_of(beta2);
   with_type(x, [&](auto type) {
     using T = decltype(type);
     using F = Computed<T>;
@@ -63,7 +77,10 @@ void norm_logit_gradient(Maybe dy, Maybe d_attention, Tensor x, Tensor z, Tensor
     F* const to = numbers<F>(totals);
     std::fill(to, to + 2 * s.g, F(0));
     for (int64_t i = 0; i < 2 * s.N * s.g; ++i) to[i / (s.N * s.g) * s.g + i % s.g] += sums[i];
+    write_list<F>(dbeta2, seen_by_softmax(std::vector<F>(to, to + s.g), relu_z).data(), s.g);
+    write_list<F>(dgamma2, to + s.g, s.g);
   });
+  return {dl, totals, dgamma2, dbeta2};
 }
 
 // And then, with dz = gain (dl - <dl> - zhat <dl zhat>) in dl's place, or dl itself where totals (of all processes) are
@@ -73,10 +90,14 @@ void norm_logit_gradient(Maybe dy, Maybe d_attention, Tensor x, Tensor z, Tensor
 //     dbeta1 = S1,  dgamma1 = S2 dw r1,  ddw = gamma1 S2 eps r1^3,  dpw = sum dz m = scale sum s xc + beta1 sum s
 //
 // or none, and (dw, beta1) are scale and shift, xc = x and ddw = S2.
-void norm_route(Maybe dy, Tensor x, Tensor dw, Maybe first, Maybe gamma1, Maybe beta1, Tensor pw, Tensor z,
-                Tensor second, Tensor dl, Maybe totals, Tensor dx, Tensor ddw, Maybe dgamma1, Maybe dbeta1, Tensor dpw,
-                Tensor S, int64_t num_splits, double eps1, bool relu_u, bool relu_z) {
-  const Shape s = shape_of(x, num_splits);
+std::tuple<Tensor, Tensor, Maybe, Maybe, Tensor, Tensor> norm_route(Maybe dy, Tensor x, Tensor dw, Maybe first,
+                                                                    Maybe gamma1, Maybe beta1, Tensor pw, Tensor z,
+                                                                    Tensor second, Tensor dl, Maybe totals, double eps1,
+                                                                    bool relu_u, bool relu_z) {
+  const Shape s = shape_of(x, z.size(1));
+  const Tensor dx = like(x, x.scalar_type()), ddw = gradient_of(dw), dpw = gradient_of(pw);
+  const Tensor S = dense({2, s.C}, map_type(x));
+  const Maybe dgamma1 = gradient_of(gamma1), dbeta1 = gradient_of(beta1);
   with_type(x, [&](auto type) {
     using T = decltype(type);
     using F = Computed<T>;
@@ -112,6 +133,7 @@ void norm_route(Maybe dy, Tensor x, Tensor dw, Maybe first, Maybe gamma1, Maybe 
     write_list<F>(ddw, &sums[0], C);
     write_list<F>(dgamma1, &sums[C], C);
   });
+  return {dx, ddw, dgamma1, dbeta1, dpw, S};
 }
 
 }  // namespace ulsam

@@ -91,6 +91,7 @@ struct Forward {
 template <class F, class T>
 void run(const Shape& s, const Tensor& x, const Maybe& y, const Channels<F>* channels, std::vector<Affine<F>> affine,
          const Tensor& z, const Maybe& attention, const Maybe& lse) {
+  if (s.N * s.C * s.P() == 0) return;
   auto with = [&](auto type) {
     using Y = decltype(type);
     const Forward<F, T, Y> call{s, view<T>(x), y ? out<Y>(*y) : View<Y>{}, channels, std::move(affine), numbers<F>(z),
@@ -101,6 +102,8 @@ void run(const Shape& s, const Tensor& x, const Maybe& y, const Channels<F>* cha
   else if constexpr (!std::is_same<T, F>::value) with(F());
   else STD_TORCH_CHECK(false, "y of another type");
 }
+
+Tensor result(const Tensor& x, bool wide) { return like(x, wide ? map_type(x) : x.scalar_type()); }
 
 // A convolution's weight and bias, 1 and 0 where they are empty, with a norm of fixed statistics after it:
 // gain = gamma / sqrt(var + eps), then weight gain and beta + gain (bias - mean).
@@ -118,30 +121,31 @@ void fold(std::vector<F>& weight, std::vector<F>& bias, const Maybe& gamma, cons
 
 }  // namespace
 
-// z [N, g, P] is written where `logits`, else read; where `apply`, y and, if given, attention [N, g, P] and lse [N, g]
-// are written. second: rows gain and offset [6, g], or none for 1 and 0.
-void forward(Tensor x, Tensor scale, Maybe shift, Tensor v, Maybe b, Maybe second, Maybe y, Tensor z, Maybe attention,
-             Maybe lse, int64_t num_splits, bool relu_u, bool relu_z, bool with_logits, bool apply) {
+// y [N, C, H, W] in x's type or, where `wide`, in that of the computation; A and z [N, g, H, W]; lse [N, g].
+std::tuple<Tensor, Maybe, Tensor, Maybe> forward(Tensor x, Tensor scale, Maybe shift, Tensor v, Maybe b,
+                                                 int64_t num_splits, bool relu_u, bool relu_z, bool wide,
+                                                 bool need_attention, bool need_lse) {
   const Shape s = shape_of(x, num_splits);
-  if (s.N * s.C * s.P() == 0) return;
+  const Tensor y = result(x, wide), z = map_of(x, s);
+  const Maybe attention = need_attention ? Maybe(map_of(x, s)) : Maybe();
+  const Maybe lse = need_lse ? Maybe(dense({s.N, s.g}, map_type(x))) : Maybe();
   with_type(x, [&](auto type) {
     using F = Computed<decltype(type)>;
-    std::optional<Channels<F>> channels;
-    if (with_logits)
-      channels.emplace(s, list<F>(scale, s.C), list<F>(shift, s.C), list<F>(v, s.C), list<F>(b, s.g), relu_u);
-    std::vector<Affine<F>> affine;
-    if (apply) affine = affine_of<F>(second, s.g, relu_z);
-    run<F, decltype(type)>(s, x, y, channels ? &*channels : nullptr, std::move(affine), z, attention, lse);
+    const Channels<F> channels(s, list<F>(scale, s.C), list<F>(shift, s.C), list<F>(v, s.C), list<F>(b, s.g), relu_u);
+    run<F, decltype(type)>(s, x, y, &channels, affine_of<F>({}, s.g, relu_z), z, attention, lse);
   });
+  return {y, attention, z, lse};
 }
 
 // Between BatchNorms with fixed statistics, which are folded here: parameters of one each cost less than operators of
-// PyTorch's. Without dw x itself is pooled, and without gamma1 dw and dw_bias are scale and shift.
-void folded_forward(Tensor x, Maybe dw, Maybe dw_bias, Maybe gamma1, Maybe beta1, Maybe mean1, Maybe var1, double eps1,
-                    Tensor pw, Maybe pw_bias, Tensor gamma2, Tensor beta2, Tensor mean2, Tensor var2, double eps2,
-                    Tensor y, Tensor z, Maybe attention, int64_t num_splits, bool relu_u, bool relu_z) {
+// PyTorch's. Without dw x itself is pooled, and without gamma1 dw and dw_bias are scale and shift. y and A as above.
+std::tuple<Tensor, Maybe> folded_forward(Tensor x, Maybe dw, Maybe dw_bias, Maybe gamma1, Maybe beta1, Maybe mean1,
+                                         Maybe var1, double eps1, Tensor pw, Maybe pw_bias, Tensor gamma2, Tensor beta2,
+                                         Tensor mean2, Tensor var2, double eps2, int64_t num_splits, bool relu_u,
+                                         bool relu_z, bool wide, bool need_attention) {
   const Shape s = shape_of(x, num_splits);
-  if (s.N * s.C * s.P() == 0) return;
+  const Tensor y = result(x, wide), z = map_of(x, s);
+  const Maybe attention = need_attention ? Maybe(map_of(x, s)) : Maybe();
   with_type(x, [&](auto type) {
     using F = Computed<decltype(type)>;
     std::vector<F> scale = list<F>(dw, s.C), shift = list<F>(dw_bias, s.C), gain, offset = list<F>(pw_bias, s.g);
@@ -153,6 +157,58 @@ void folded_forward(Tensor x, Maybe dw, Maybe dw_bias, Maybe gamma1, Maybe beta1
     for (int64_t k = 0; k < s.g; ++k) affine[k] = {gain[k], offset[k], relu_z};
     run<F, decltype(type)>(s, x, y, &channels, std::move(affine), z, attention, {});
   });
+  return {y, attention};
+}
+
+// Between BatchNorms that use the statistics of the batch, in two steps, for a norm sees z of all images. In each,
+// parts [3, K] are the `moments` of what the norm sees, over all processes; without them they are taken of this x or z.
+//
+// The logits: first [5, C], with rows as `norm_fold` writes them, and z. Without gamma1 there is no norm, first is
+// empty, and (dw, beta1) are scale and shift.
+std::tuple<Tensor, Tensor> norm_logits(Tensor x, Maybe parts, Tensor dw, Maybe gamma1, Maybe beta1, double eps1,
+                                       Maybe running_mean, Maybe running_var, Maybe bias, double momentum, Tensor pw,
+                                       int64_t num_splits, bool relu_u) {
+  const Shape s = shape_of(x, num_splits);
+  const ScalarType type = map_type(x);
+  const Tensor first = gamma1 ? dense({5, s.C}, type) : dense({0}, type), z = map_of(x, s);
+  Maybe shift = beta1;
+  if (gamma1) {
+    shift = dense({s.C}, type);
+    norm_fold(parts ? *parts : moments(x), dw, *gamma1, beta1, eps1, first, shift, running_mean, running_var, bias,
+              momentum);
+  }
+  with_type(x, [&](auto type) {
+    using F = Computed<decltype(type)>;
+    const F* const folded = numbers<F>(first);
+    const Channels<F> channels(s, gamma1 ? std::vector<F>(folded, folded + s.C) : list<F>(dw, s.C),
+                               list<F>(shift, s.C), list<F>(pw, s.C), {}, relu_u);
+    run<F, decltype(type)>(s, x, {}, &channels, {}, z, {}, {});
+  });
+  return {first, z};
+}
+
+// And the rest: y and A as above, lse [N, g], and second [6, g]: rows gain, offset, mean, rstd, var, count. Without
+// gamma2 there is no norm, and beta2 is b.
+std::tuple<Tensor, Maybe, Tensor, Tensor> norm_apply(Tensor x, Tensor z, Maybe parts, Maybe gamma2, Maybe beta2,
+                                                     double eps2, Maybe running_mean, Maybe running_var, Maybe bias,
+                                                     double momentum, bool relu_z, bool wide, bool need_attention) {
+  const Shape s = shape_of(x, z.size(1));
+  const Tensor y = result(x, wide), lse = dense({s.N, s.g}, map_type(x)), second = dense({6, s.g}, map_type(x));
+  const Maybe attention = need_attention ? Maybe(map_of(x, s)) : Maybe();
+  if (gamma2)
+    norm_fold(parts ? *parts : moments(z), {}, *gamma2, beta2, eps2, second, {}, running_mean, running_var, bias,
+              momentum);
+  with_type(x, [&](auto type) {
+    using F = Computed<decltype(type)>;
+    if (!gamma2) {
+      const std::vector<F> b = list<F>(beta2, s.g);
+      F* const rows = numbers<F>(second);
+      for (int64_t i = 0; i < 6 * s.g; ++i) rows[i] = i < s.g || i / s.g == 3;
+      std::copy(b.begin(), b.end(), rows + s.g);
+    }
+    run<F, decltype(type)>(s, x, y, nullptr, affine_of<F>(second, s.g, relu_z), z, attention, lse);
+  });
+  return {y, attention, lse, second};
 }
 
 }  // namespace ulsam

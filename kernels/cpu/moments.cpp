@@ -31,21 +31,23 @@ template <class F, class T>
 void add_run(Moments<F, F>& moments, const T* x, int64_t n) {
   constexpr int L = LANES<F>;
   using V = Vec<F>;
+  auto lanes_at = [&](int64_t i) { return int(std::min<int64_t>(L, n - i)); };
   V sum{}, sum2{};
-  F rest = 0;
   int64_t i = 0;
   for (; i + 2 * L <= n; i += 2 * L) sum += load<F>(x + i), sum2 += load<F>(x + i + L);
-  for (; i < n; ++i) rest += get(x + i);
-  const F mean = (sum_lanes<F>(sum + sum2) + rest) / F(n);
+  for (; i < n; i += L) sum += load_some<F>(x + i, lanes_at(i));
+  const F mean = sum_lanes<F>(sum + sum2) / F(n);
   const V mean_v = broadcast(mean);
   V m2{}, m2_2{};
-  F rest2 = 0;
   for (i = 0; i + 2 * L <= n; i += 2 * L) {
     const V a = load<F>(x + i) - mean_v, b = load<F>(x + i + L) - mean_v;
     m2 += a * a, m2_2 += b * b;
   }
-  for (; i < n; ++i) rest2 += (get(x + i) - mean) * (get(x + i) - mean);
-  moments.add(F(n), mean, sum_lanes<F>(m2 + m2_2) + rest2);
+  for (; i < n; i += L) {
+    const V a = first_lanes<F>(load_some<F>(x + i, lanes_at(i)) - mean_v, lanes_at(i), V{});
+    m2 += a * a;
+  }
+  moments.add(F(n), mean, sum_lanes<F>(m2 + m2_2));
 }
 
 template <class F, class T>
@@ -97,9 +99,10 @@ void of_channels(Moments<F, Vec<F>>* moments, View<const T> x, const Shape& s) {
 
 }  // namespace
 
-// parts [3, C]: rows count, mean, M2.
-void moments(Tensor x, Tensor parts) {
+// Of every channel, over N, H and W: [3, C], rows count, mean, M2.
+Tensor moments(Tensor x) {
   const Shape s = shape_of(x, 1);
+  const Tensor parts = dense({3, s.C}, map_type(x));
   with_type(x, [&](auto type) {
     using T = decltype(type);
     using F = Computed<T>;
@@ -130,6 +133,7 @@ void moments(Tensor x, Tensor parts) {
       }
     });
   });
+  return parts;
 }
 
 // A norm as an affine map. parts [3, C]: count, mean and M2 of what it sees but for the factor, which stands for 1:

@@ -21,7 +21,7 @@ shift, or beta2 is b. Over several processes, moments and sums are exchanged thr
 import torch
 from torch import Tensor
 
-from ..batch_norm import combine, mark_updated, without_norm
+from ..batch_norm import combine, mark_updated
 from ..contract import (
     Exchange,
     FixedNorm,
@@ -32,7 +32,7 @@ from ..contract import (
     NormSaved,
     Options,
 )
-from .backend import compute_dtype, given_gradient, given_map, operator, stored_dtype
+from .backend import given_gradient, given_map, is_wider, operator
 
 _NOT_UPDATED = (None, None, None, 0.0)  # in place of a Running
 _NO_NORM = (None, None, None, None, 0.0)  # in place of a FixedNorm
@@ -40,32 +40,18 @@ _NO_NORM = (None, None, None, None, 0.0)  # in place of a FixedNorm
 
 def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> NormForward:
     """A is None unless needed, and first is empty without the depthwise norm."""
-    forward_op, fold_op = operator("forward"), operator("norm_fold")
-    num_splits, relu_u, relu_z, out_dtype = options.num_splits, options.relu_u, options.relu_z, options.out_dtype
     x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     running1, running2, group = exchange
+    out_dtype = options.out_dtype
     with torch.no_grad():
-        dtype = compute_dtype(x)
-        n, c, h, w = x.shape
-        scale, shift = dw, beta1
-        if gamma1 is None:
-            first = x.new_empty(0, dtype=dtype)
-        else:
-            parts = _moments(x, group)
-            first, shift = parts.new_empty(5, c), parts.new_empty(c)
-            fold_op(parts, dw, gamma1, beta1, options.eps1, first, shift, *running1 or _NOT_UPDATED)
-            scale = first[0]
-        z = x.new_empty((n, num_splits, h, w), dtype=dtype)
-        forward_op(x, scale, shift, pw, None, None, None, z, None, None, num_splits, relu_u, relu_z, True, False)
-        if gamma2 is None:
-            second = without_norm(z, beta2)
-        else:
-            second = z.new_empty(6, num_splits)
-            fold_op(_moments(z, group), None, gamma2, beta2, options.eps2, second, None, *running2 or _NOT_UPDATED)
-        y = torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
-        attention = torch.empty_like(z) if options.need_attention else None
-        lse = z.new_empty(n, num_splits)
-        forward_op(x, scale, None, pw, None, second, y, z, attention, lse, num_splits, relu_u, relu_z, False, True)
+        first, z = operator("norm_logits")(
+            x, gathered(x, gamma1, group), dw, gamma1, beta1, options.eps1, *running1 or _NOT_UPDATED, pw,
+            options.num_splits, options.relu_u,
+        )  # fmt: skip
+        y, attention, lse, second = operator("norm_apply")(
+            x, z, gathered(z, gamma2, group), gamma2, beta2, options.eps2, *running2 or _NOT_UPDATED,
+            options.relu_z, out_dtype is not None and is_wider(out_dtype, x), options.need_attention,
+        )  # fmt: skip
         mark_updated(exchange)
         return NormForward(y if out_dtype is None else y.to(out_dtype), attention, z, lse, first, second)
 
@@ -81,29 +67,21 @@ def norm_backward(
     """Each in the type of its own; dx with the strides of empty_like(x)."""
     x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     z, _, first, second = saved
-    num_splits, relu_u, relu_z = options.num_splits, options.relu_u, options.relu_z
+    relu_u, relu_z = options.relu_u, options.relu_z
     with torch.no_grad():
         dy = given_gradient(dy, x)
-        dl, totals = torch.empty_like(z), z.new_empty(2, num_splits)
-        operator("norm_logit_gradient")(
-            dy, given_map(d_attention, z), x, z, second, dl, totals, num_splits, relu_z
-        )  # fmt: skip
-        dgamma2 = None if gamma2 is None else totals[1].to(gamma2.dtype, copy=True)
-        dbeta2 = None
-        if beta2 is not None:  # without act_z the softmax does not see a constant
-            dbeta2 = (totals[0] if relu_z else totals[0] * 0).to(beta2.dtype, copy=True)
-        dx = torch.empty_like(x)
-        ddw, dpw = torch.empty_like(dw), torch.empty_like(pw)
-        dgamma1, dbeta1 = (None if t is None else torch.empty_like(t) for t in (gamma1, beta1))
-        S = z.new_empty(2, x.shape[1])
-        operator("norm_route")(
+        dl, totals, dgamma2, dbeta2 = operator("norm_logit_gradient")(
+            dy, given_map(d_attention, z), x, z, second, gamma2, beta2, relu_z
+        )
+        if group is not None and gamma2 is not None:
+            totals = group.sum(totals)
+        dx, ddw, dgamma1, dbeta1, dpw, S = operator("norm_route")(
             dy if gamma1 is None else None, x, dw, None if gamma1 is None else first, gamma1, beta1, pw, z, second, dl,
-            None if gamma2 is None else totals if group is None else group.sum(totals), dx, ddw, dgamma1, dbeta1, dpw,
-            S, num_splits, options.eps1, relu_u, relu_z,
+            None if gamma2 is None else totals, options.eps1, relu_u, relu_z,
         )  # fmt: skip
         if gamma1 is not None:
             S = S if group is None else group.sum(S)
-            operator("norm_complete")(dy, x, z, second, first, dw, S, dx, num_splits, relu_z)
+            operator("norm_complete")(dy, x, z, second, first, dw, S, dx, relu_z)
         return NormGradients(dx, ddw, dgamma1, dbeta1, dpw, dgamma2, dbeta2)
 
 
@@ -118,15 +96,11 @@ def folded_forward(
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     """y and A, with both norms' running statistics; no gradients."""
-    num_splits, out_dtype = options.num_splits, options.out_dtype
+    out_dtype = options.out_dtype
     with torch.no_grad():
-        n, _, h, w = x.shape
-        y = torch.empty_like(x, dtype=stored_dtype(x, out_dtype))
-        z = x.new_empty((n, num_splits, h, w), dtype=compute_dtype(x))
-        attention = torch.empty_like(z) if options.need_attention else None
-        operator("folded_forward")(
-            x, dw, dw_bias, *norm1 or _NO_NORM, pw, pw_bias, *norm2, y, z, attention, num_splits, options.relu_u,
-            options.relu_z,
+        y, attention = operator("folded_forward")(
+            x, dw, dw_bias, *norm1 or _NO_NORM, pw, pw_bias, *norm2, options.num_splits, options.relu_u,
+            options.relu_z, out_dtype is not None and is_wider(out_dtype, x), options.need_attention,
         )  # fmt: skip
         return y if out_dtype is None else y.to(out_dtype), attention
 
@@ -134,14 +108,15 @@ def folded_forward(
 def moments(x: Tensor, group: Group | None = None) -> Tensor:
     """Mean, biased variance and count of every channel of x [N, C, H, W]: [3, C]."""
     with torch.no_grad():
-        count, mean, m2 = _moments(x, group)
+        parts = operator("moments")(x)
+        count, mean, m2 = parts if group is None else _combined(parts, group)
         return torch.stack((mean, m2 / count, count))
 
 
-def _moments(x: Tensor, group: Group | None) -> Tensor:
-    """Count, mean and M2 of every channel: [3, C]."""
-    parts = x.new_empty((3, x.shape[1]), dtype=compute_dtype(x))
-    operator("moments")(x, parts)
-    if group is None:
-        return parts
+def gathered(x: Tensor, gamma: Tensor | None, group: Group | None) -> Tensor | None:
+    """Count, mean and M2 of every channel over all processes, [3, C]; None where this one alone, or no norm, sees x."""
+    return None if group is None or gamma is None else _combined(operator("moments")(x), group)
+
+
+def _combined(parts: Tensor, group: Group) -> Tensor:
     return combine(group.gather(parts.unsqueeze(0)))

@@ -32,8 +32,8 @@ void complete_run(T* dx, const DT* D, const T* x, const F* a, const F* constant,
 
 // Shapes: dx as x; z [N, g, P]; second [6, g]; first [5, C]; S [2, C]: S1 and S2, of all processes.
 void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Tensor dw, Tensor S, Tensor dx,
-                   int64_t num_splits, bool relu_z) {
-  const Shape s = shape_of(x, num_splits);
+                   bool relu_z) {
+  const Shape s = shape_of(x, z.size(1));
   with_type(x, [&](auto type) {
     using T = decltype(type);
     using F = Computed<T>;

@@ -39,12 +39,52 @@ void with_type(const Tensor& t, Function f) {
   }
 }
 
-template <class T>
-using Computed = typename std::conditional<std::is_same<T, double>::value, double, float>::type;
+// The type of the computation, of maps and of statistics.
+inline ScalarType map_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 inline Shape shape_of(const Tensor& x, int64_t g) { return {x.size(0), x.size(1), x.size(2), x.size(3), g}; }
 
 inline Strides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
+
+inline Tensor empty_strided(const int64_t* size, const int64_t* strides, int64_t dim, ScalarType type) {
+  AtenTensorHandle made;
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, size, strides, code, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+// A new tensor with the sizes and strides of torch.empty_like(x).
+inline Tensor like(const Tensor& x, ScalarType type) {
+  const Strides s = strides_of(x);
+  const int64_t C = x.size(1), row = C * x.size(3), image = row * x.size(2);
+  const bool channels_last = s.c == 1 && s.w == C && s.h == row && s.n == image;
+  if (channels_last || x.is_contiguous()) return empty_strided(x.sizes().data(), x.strides().data(), x.dim(), type);
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(x), from(std::optional<ScalarType>(type)), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A new dense one.
+inline Tensor dense(std::initializer_list<int64_t> size, ScalarType type) {
+  int64_t strides[4];
+  for (int64_t i = size.size() - 1, stride = 1; i >= 0; stride *= std::max<int64_t>(1, size.begin()[i--]))
+    strides[i] = stride;
+  return empty_strided(size.begin(), strides, size.size(), type);
+}
+
+inline Tensor map_of(const Tensor& x, const Shape& s) { return dense({s.N, s.g, s.H, s.W}, map_type(x)); }
+
+// For the gradient of a parameter.
+inline Tensor gradient_of(const Tensor& t) { return dense({t.numel()}, t.scalar_type()); }
+inline Maybe gradient_of(const Maybe& t) { return t ? Maybe(gradient_of(*t)) : Maybe(); }
+
+template <class T>
+using Computed = typename std::conditional<std::is_same<T, double>::value, double, float>::type;
 
 template <class T>
 View<const T> view(const Tensor& t) {

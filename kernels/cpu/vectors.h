@@ -260,6 +260,14 @@ ULSAM_INLINE Vec<F> unless(Mask<F> mask, Vec<F> v) {
   return (Vec<F>)(~mask & (Mask<F>)v);
 }
 
+// The first `count` lanes of v, those of other behind them.
+template <class F>
+ULSAM_INLINE Vec<F> first_lanes(Vec<F> v, int count, Vec<F> other) {
+  Mask<F> lane;
+  for (int i = 0; i < LANES<F>; ++i) lane[i] = i;
+  return lane < count ? v : other;
+}
+
 // The sum of all lanes in the fixed order of halves: (0 + n/2), ...
 template <class F>
 ULSAM_INLINE F sum_lanes(Vec<F> v) {
@@ -284,9 +292,11 @@ ULSAM_INLINE F sum_lanes(Vec<F> v) {
 
 template <class F>
 ULSAM_INLINE F max_lanes(Vec<F> v) {
-  F m = v[0];
-  for (int i = 1; i < LANES<F>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  F a[LANES<F>];
+  store(a, v);
+  for (int n = LANES<F> / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) a[i] = a[i + n] > a[i] ? a[i + n] : a[i];
+  return a[0];
 }
 
 }  // namespace ulsam

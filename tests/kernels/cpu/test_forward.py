@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from ulsam_fused.kernels.contract import Inputs, Options
 from ulsam_fused.kernels.cpu import backend, build
 
 from tests.helpers.golden import Case, Results, attention_of, check, make_case, not_numbers, run_forward, run_reference
@@ -142,6 +143,26 @@ def test_strided_x(layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> No
         case = make_case((2, 18, 4, w), 2, dtype)
         case.x = layout(case.x)
         forward(case, out_dtype=torch.promote_types(dtype, torch.float32))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        channels_last(torch.ones(4, 8, 3, 5))[::2],
+        channels_last(torch.ones(2, 8, 6, 5))[:, :, ::2],
+        torch.ones(4, 8, 3, 5)[::2],
+        torch.ones(2, 8, 5, 3).mT,
+        torch.ones(3, 1, 1, 8).permute(0, 3, 1, 2),
+    ],
+    ids=["images_apart", "rows_apart", "planes_apart", "columns_first", "one_pixel"],
+)
+def test_results_lie_as_empty_like(x: Tensor) -> None:
+    v = torch.ones(8)
+    z, lse = torch.ones(len(x), 2, *x.shape[2:]), torch.ones(len(x), 2)
+    inputs, options = Inputs(x, v, None, v, None), Options(2, relu_u=False, relu_z=False)
+    expected = torch.empty_like(x).stride()
+    assert backend.forward(inputs, options).y.stride() == expected
+    assert backend.backward(x, None, inputs, z, lse, options).x.stride() == expected
 
 
 @TYPES
