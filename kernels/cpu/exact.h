@@ -83,11 +83,26 @@ ULSAM_APART ChannelSums<F> exact_route(View<T> dx, View<const DT> D, View<const 
 // Whether every x of a subspace is finite.
 template <class F, class T>
 ULSAM_APART bool all_finite(View<const T> x, const Shape& s) {
-  F sum = 0;
-  for (int64_t c = 0; c < s.G(); ++c)
-    for (int64_t h = 0; h < s.H; ++h)
-      for (int64_t w = 0; w < s.W; ++w) sum += F(0) * get(x.p + c * x.s.c + h * x.s.h + w * x.s.w);
-  return sum == 0;
+  Vec<F> seen{};
+  auto run = [&](const T* p, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES<F>)
+      seen += load_some<F>(p + i, int(std::min<int64_t>(LANES<F>, count - i))) * F(0);
+  };
+  const int64_t G = s.G(), P = s.P();
+  if (x.s.rows_joined(s) && x.s.c == P) {
+    run(x.p, G * P);
+  } else if (order_of<F>(x.s, s) == Order::PIXELS) {
+    for (int64_t p = 0; p < P; ++p) run(x.row(p / s.W) + p % s.W * x.s.w, G);
+  } else {
+    for (int64_t c = 0; c < G; ++c)
+      for (int64_t h = 0; h < s.H; ++h) {
+        const T* const row = x.at(0, c).row(h);
+        if (x.s.w == 1) run(row, s.W);
+        else
+          for (int64_t w = 0; w < s.W; ++w) seen[0] += get(row + w * x.s.w) * F(0);
+      }
+  }
+  return sum_lanes<F>(seen) == 0;
 }
 
 }  // namespace ulsam

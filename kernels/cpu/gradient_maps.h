@@ -84,14 +84,13 @@ F logit_gradient(F* da, const F* a, const F* z, int64_t P, Affine<F> affine) {
   const V S = broadcast(sum_lanes<F>(sum));
   V total{};
   for (int64_t i = 0; i < end; i += L) {
+    const int lanes = int(std::min<int64_t>(L, P - i));
     V dl = load(a + i) * (load(da + i) - S);
     if (affine.relu) {
-      F l[L] = {};
-      for (int64_t j = 0; j < L && i + j < P; ++j) l[j] = affine.gain * z[i + j] + affine.offset;
-      dl = unless<F>((Mask<F>)(load(l) <= V{}), dl);
+      const V l = broadcast(affine.gain) * load_some<F>(z + i, lanes) + broadcast(affine.offset);
+      dl = unless<F>((Mask<F>)(l <= V{}), dl);
     }
-    if (i + L > P)
-      for (int64_t j = P - i; j < L; ++j) dl[j] = 0;
+    if (lanes < L) dl = first_lanes<F>(dl, lanes, V{});
     store(da + i, dl);
     total += dl;
   }

@@ -24,15 +24,9 @@ ULSAM_APART F softmax(F* a, const F* z, int64_t P, Affine<F> affine) {
   const int64_t whole = P / LANES<F> * LANES<F>, end = padded<F>(P);
   const Vec<F> gain = broadcast(affine.gain), offset = broadcast(affine.offset);
   Vec<F> m = broadcast(-INF<F>);
+  const int rest = int(P - whole);
   for (int64_t i = 0; i < end; i += LANES<F>) {
-    Vec<F> l;
-    if (i < whole) {
-      l = load(z + i);
-    } else {
-      F tail[LANES<F>];
-      for (int j = 0; j < LANES<F>; ++j) tail[j] = i + j < P ? z[i + j] : z[P - 1];
-      l = load(tail);
-    }
+    Vec<F> l = i < whole ? load(z + i) : first_lanes<F>(load_some<F>(z + i, rest), rest, broadcast(z[P - 1]));
     l = l * gain + offset;
     if (affine.relu) l = relu<F>(l);
     store(a + i, l);
@@ -47,8 +41,7 @@ ULSAM_APART F softmax(F* a, const F* z, int64_t P, Affine<F> affine) {
     sum += e;
   }
   if (whole < end) {
-    Vec<F> e = exponential(load(a + whole) - top_v);
-    for (int j = 0; j < LANES<F>; ++j) e[j] = whole + j < P ? e[j] : 0;
+    const Vec<F> e = first_lanes<F>(exponential(load(a + whole) - top_v), rest, Vec<F>{});
     store(a + whole, e);
     sum += e;
   }

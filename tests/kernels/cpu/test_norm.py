@@ -219,14 +219,22 @@ def test_group(dtype: torch.dtype, batch1: bool, batch2: bool) -> None:
 # --- what is not a number -------------------------------------------------------------------------------------------
 
 
-def test_nan_without_a_first_norm_and_with() -> None:
+@pytest.mark.parametrize(
+    "layout", [torch.Tensor.contiguous, *(f for f in STRIDED if f is not one_number)], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("at", [(0, 0, 0), (3, 2, 2), (7, 4, 8)], ids=str)
+def test_nan_without_a_first_norm_and_with(at: tuple[int, int, int], layout: Callable[[Tensor], Tensor]) -> None:
     """The logits alone notice what is not finite where no statistic of x does."""
     case = make_norm_case((2, 8, 5, 9), 1, torch.float32, batch1=False)
-    case.x[0, 3, 2, 2] = torch.nan
+    case.x[(0, *at)] = torch.nan
+    case = dataclasses.replace(case, x=layout(case.x))
     for batch1 in (False, True):
         case = dataclasses.replace(case, gamma1=torch.ones(8) if batch1 else None)
         results = run_norm_forward(norm_backend, case)
         assert results["y"].isnan().all()
+
+
+def test_nan_in_one_image() -> None:
     folded_case = make_norm_case((2, 8, 5, 9), 1, torch.float32)
     folded_case.x[0, 3, 2, 2] = torch.nan
     y = run_folded(norm_backend, folded_case, make_buffers(folded_case))["y"]
