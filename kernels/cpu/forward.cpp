@@ -63,10 +63,12 @@ struct Forward {
     const int64_t work = s.G() * s.W * rows.size;
     Scratch<F> scratch(maps * room);
     F* const a = scratch.take(maps * room);
-    std::vector<char> finite(maps * rows.parts);
+    const Cut passed = passed_rows<F, T>(x.s, s);
+    std::vector<char> finite(maps * passed.parts);
     if (channels)
-      parallel<F>(maps * rows.parts, work, logits_scratch<F>(s), [&](int64_t i, Scratch<F>& scratch) {
-        logits_of(i / rows.parts, rows.begin(i % rows.parts), rows.end(i % rows.parts), scratch);
+      parallel<F>(maps * rows.parts, work, logits_scratch<F>(s), [&](int64_t j, Scratch<F>& scratch) {
+        const auto [i, r] = piece_of(j, s, rows.parts);
+        logits_of(i, rows.begin(r), rows.end(r), scratch);
       });
     if (affine.empty()) {
       parallel(maps, s.G() * s.P(), [&](int64_t i) {
@@ -75,15 +77,33 @@ struct Forward {
       return;
     }
     parallel(maps, s.P(), [&](int64_t i) { softmax_of(i, a + i * room); });
-    parallel(maps * rows.parts, work, [&](int64_t j) {
-      const int64_t i = j / rows.parts, r = j % rows.parts;
-      finite[j] = reweight<F, T, Y>(to(i), from(i), a + i * room, s, rows.begin(r), rows.end(r));
+    parallel(maps * passed.parts, s.G() * s.W * passed.size, [&](int64_t j) {
+      const auto [i, r] = piece_of(j, s, passed.parts);
+      finite[i * passed.parts + r] =
+          reweight<F, T, Y>(to(i), from(i), a + i * room, s, passed.begin(r), passed.end(r));
     });
-    for (int64_t j = 0; j < maps * rows.parts; ++j)
-      if (!finite[j]) {
-        exactly(j / rows.parts, a + j / rows.parts * room);
-        j = (j / rows.parts + 1) * rows.parts - 1;
-      }
+    for (int64_t i = 0; i < maps; ++i) {
+      const char* const of_map = finite.data() + i * passed.parts;
+      if (std::find(of_map, of_map + passed.parts, 0) != of_map + passed.parts) exactly(i, a + i * room);
+    }
+  }
+
+  Forward of_images(int64_t from, int64_t count) const {
+    Forward part = *this;
+    const int64_t maps = from * s.g, numbers = maps * s.P();
+    part.s.N = count;
+    part.x = x.at(from, 0), part.z += numbers;
+    if (y.p) part.y = y.at(from, 0);
+    if (attention) part.attention += numbers;
+    if (lse) part.lse += maps;
+    return part;
+  }
+
+  void run() const {
+    if (!cut_into_strips<F, T>(x.s, s)) return whole_maps();
+    const Cut images = images_at_once(s);
+    for (int64_t j = 0; j < images.parts; ++j)
+      of_images(images.begin(j), images.end(j) - images.begin(j)).strips_of_maps();
   }
 };
 
@@ -96,7 +116,7 @@ void run(const Shape& s, const Tensor& x, const Maybe& y, const Channels<F>* cha
     using Y = decltype(type);
     const Forward<F, T, Y> call{s, view<T>(x), y ? out<Y>(*y) : View<Y>{}, channels, std::move(affine), numbers<F>(z),
                                 numbers<F>(attention), numbers<F>(lse)};
-    cut_into_strips(s) ? call.strips_of_maps() : call.whole_maps();
+    call.run();
   };
   if (!y || y->scalar_type() == type_of<T>()) with(T());
   else if constexpr (!std::is_same<T, F>::value) with(F());

@@ -27,14 +27,17 @@ struct Backward {
   F* dl;                          // [N, g, P]: dl is written here and is all that is wanted; null: it is used
   F* sums;                        // [3, C]: sum s (x - mean), sum s, sum dl m
   F* dl_sums;                     // [N, g], or with `second` [2, N, g]: sum dl, sum dl zhat
+  int64_t maps = s.N * s.g;       // of the whole call
 
   View<const T> x_of(int64_t i) const { return x.at(i / s.g, i % s.g * s.G()); }
   View<const DT> D_of(int64_t i) const { return D.p ? D.at(i / s.g, i % s.g * s.G()) : D; }
   View<T> dx_of(int64_t i) const { return dx.at(i / s.g, i % s.g * s.G()); }
 
-  // Channels [c0, c1) of map i, a vector of them at a time; partial [3, C] is added to.
-  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, F* partial,
-                   const Strip<F>& strip) const {
+  // Channels [c0, c1) of map i in strips [j0, j1), a vector of them at a time; partial [3, C] is added to. EXACT: all
+  // strips are there, and a channel that is not finite is done again.
+  template <bool EXACT>
+  void channels_of(int64_t i, int64_t c0, int64_t c1, const F* a, const F* dl, F* partial, const Strip<F>& strip,
+                   int64_t j0, int64_t j1) const {
     constexpr int L = LANES<F>;
     const int64_t base = i % s.g * s.G();
     const View<const T> xs = x_of(i);
@@ -57,23 +60,27 @@ struct Backward {
       const Lanes<const T> x_c{xs.at(0, from), count, order_of<F>(x.s, s)};
       const Lanes<const DT> D_c{Ds.p ? Ds.at(0, from) : Ds, count, order_of<F>(D.s, s)};
       const Lanes<T> dx_c{dxs.at(0, from), count, order_of<F>(dx.s, s)};
-      channels->relu ? route<F, true, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip)
-                     : route<F, false, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip);
+      channels->relu ? route<F, true, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip, j0, j1)
+                     : route<F, false, T, DT>(f, dx_c, D_c, x_c, a, dl, s, strip, j0, j1);
       for (int64_t j = 0; j < count; ++j) {
         const bool again = from + j < at;  // dx of an overlap is overwritten, and so is what was exact of it
-        if (again && std::isfinite(f.sx[j])) continue;
+        if (again && (!EXACT || std::isfinite(f.sx[j]))) continue;
         const int64_t c = from + j, one = base + c;
         ChannelSums<F> sum{f.sx[j], f.ss[j], 0};
-        if (std::isfinite(sum.sx)) {
-          sum.m = channels->scale[one] * sum.sx + centred_shift[one] * sum.ss + trace;
-        } else {
-          sum = exact_route<F, T, DT>(dxs.at(0, c), Ds.p ? Ds.at(0, c) : Ds, xs.at(0, c), a, dl, s,
-                                      channels->scale[one], channels->shift[one], channels->kappa[one], F(f.mean[j]),
-                                      F(f.factor[j]), channels->relu);
-        }
+        sum.m = channels->scale[one] * sum.sx + centred_shift[one] * sum.ss + trace;
+        if (EXACT && !std::isfinite(sum.sx)) sum = exactly(i, c, a, dl);
         if (!again) partial[one] += sum.sx, partial[s.C + one] += sum.ss, partial[2 * s.C + one] += sum.m;
       }
     }
+  }
+
+  // Channel c of map i.
+  ChannelSums<F> exactly(int64_t i, int64_t c, const F* a, const F* dl) const {
+    const int64_t one = i % s.g * s.G() + c;
+    const View<const DT> Ds = D_of(i);
+    return exact_route<F, T, DT>(dx_of(i).at(0, c), Ds.p ? Ds.at(0, c) : Ds, x_of(i).at(0, c), a, dl, s,
+                                 channels->scale[one], channels->shift[one], channels->kappa[one],
+                                 mean ? mean[one] : F(0), channels->scale[one] * channels->v[one], channels->relu);
   }
 
   // da [padded(P)] in rows [r0, r1).
@@ -107,7 +114,7 @@ struct Backward {
           const Vec<F> z_p = load_some<F>(z + i * P + p, int(count));
           with_zhat += load(da + p) * ((z_p - broadcast(mean)) * broadcast(rstd));
         }
-        dl_sums[s.N * s.g + i] = sum_lanes<F>(with_zhat);
+        dl_sums[maps + i] = sum_lanes<F>(with_zhat);
       }
     }
     if (dl) std::copy(da, da + P, dl + i * P);
@@ -133,37 +140,69 @@ struct Backward {
         const int64_t i = n * s.g + k;
         if (!dz) start(i, da, 0, s.H);
         finish(i, a, da);
-        if (!dl) channels_of(i, 0, s.G(), a, da, &partial[b * 3 * s.C], strip);
+        if (!dl) channels_of<true>(i, 0, s.G(), a, da, &partial[b * 3 * s.C], strip, 0, strip.rows.parts);
       }
     });
     if (!dl) add_up(partial, images.parts);
   }
 
   void strips_of_maps() const {
-    const int64_t maps = s.N * s.g;
+    const int64_t maps = s.N * s.g;  // of these images
     Scratch<F> scratch(maps * (2 * map_room()));
     F *const a = scratch.take(maps * map_room()), *const da = scratch.take(maps * map_room());
-    const Cut rows = strips<F>(s);
-    Cut blocks = cut(s.G(), std::max<int64_t>(1, LARGE / s.P()), LANES<F>);
-    if (blocks.parts > 1 && blocks.end(blocks.parts - 1) - blocks.begin(blocks.parts - 1) < LANES<F>) --blocks.parts;
-    std::vector<F> partial(s.N * 3 * s.C, F(0));
+    const Cut rows = passed_rows<F, T>(x.s, s), routed = Strip<F>::rows_of(s);
     if (!dz)
-      parallel(maps * rows.parts, s.G() * s.W * rows.size, [&](int64_t j) {
-        const int64_t i = j / rows.parts, r = j % rows.parts;
+      parallel(maps * rows.parts, s.G() * s.W * rows.size, [&](int64_t item) {
+        const auto [i, r] = piece_of(item, s, rows.parts);
         start(i, da + i * map_room(), rows.begin(r), rows.end(r));
       });
     parallel(maps, s.P(), [&](int64_t i) { finish(i, a + i * map_room(), da + i * map_room()); });
     if (dl) return;
-    parallel<F>(maps * blocks.parts, s.P() * blocks.size, Strip<F>::room(s), [&](int64_t j, Scratch<F>& own) {
-      const int64_t i = j / blocks.parts, b = j % blocks.parts;
-      const int64_t end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
-      channels_of(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), &partial[i / s.g * 3 * s.C],
-                  Strip<F>(s, own));
+    Cut blocks = cut(s.G(), std::max<int64_t>(1, LARGE / (routed.size * s.W)), LANES<F>);
+    if (blocks.parts > 1 && blocks.end(blocks.parts - 1) - blocks.begin(blocks.parts - 1) < LANES<F>) --blocks.parts;
+    // of each image and strip
+    std::vector<F> partial(s.N * routed.parts * 3 * s.C, F(0));
+    auto sums_of = [&](int64_t n, int64_t r) { return &partial[(n * routed.parts + r) * 3 * s.C]; };
+    const int64_t work = routed.size * s.W * blocks.size;
+    parallel<F>(maps * routed.parts * blocks.parts, work, Strip<F>::room(s), [&](int64_t item, Scratch<F>& own) {
+      const auto [i, r] = piece_of(item / blocks.parts, s, routed.parts);
+      const int64_t b = item % blocks.parts, end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
+      channels_of<false>(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), sums_of(i / s.g, r),
+                         Strip<F>(s, own), r, r + 1);
     });
-    add_up(partial, s.N);
+    for (int64_t n = 0; n < s.N; ++n)
+      for (int64_t c = 0; c < s.C; ++c) {
+        const int64_t i = n * s.g + c / s.G();
+        F* const whole = sums_of(n, 0) + c;
+        for (int64_t r = 1; r < routed.parts; ++r)
+          for (int64_t row = 0; row < 3 * s.C; row += s.C) whole[row] += sums_of(n, r)[row + c];
+        if (std::isfinite(*whole)) continue;
+        const ChannelSums<F> sum = exactly(i, c % s.G(), a + i * map_room(), da + i * map_room());
+        whole[0] = sum.sx, whole[s.C] = sum.ss, whole[2 * s.C] = sum.m;
+      }
+    for (int64_t n = 0; n < s.N; ++n)
+      for (int64_t j = 0; j < 3 * s.C; ++j) sums[j] += sums_of(n, 0)[j];
   }
 
-  void run() const { cut_into_strips(s) ? strips_of_maps() : whole_maps(); }
+  Backward of_images(int64_t from, int64_t count) const {
+    Backward part = *this;
+    const int64_t maps = from * s.g, numbers = maps * s.P();
+    part.s.N = count;
+    part.x = x.at(from, 0), part.dx = dx.at(from, 0);
+    if (D.p) part.D = D.at(from, 0);
+    part.z += numbers, part.dl_sums += maps;
+    if (d_attention) part.d_attention += numbers;
+    if (dz) part.dz += numbers;
+    if (dl) part.dl += numbers;
+    return part;
+  }
+
+  void run() const {
+    if (!cut_into_strips<F, T>(x.s, s)) return whole_maps();
+    const Cut images = images_at_once(s);
+    for (int64_t j = 0; j < images.parts; ++j)
+      of_images(images.begin(j), images.end(j) - images.begin(j)).strips_of_maps();
+  }
 };
 
 // f(D) with D as the type of x or of the computation, or null.

@@ -9,10 +9,38 @@
 
 namespace ulsam {
 
-// Maps fewer than this, each of at least LARGE numbers, are cut into strips that threads share.
-constexpr int64_t FEW = 16, LARGE = 32768;
+// Maps fewer than FEW, each of at least LARGE numbers, are cut into strips that threads share. So are maps of which
+// several share each line of the cache: a strip is then done for one after the other, while its lines are there.
+// 4x32x112x112 in 4 subspaces, channels_last: forward 2.9 to 1.2 ms, forward + backward 8.7 to 5.3.
+constexpr int64_t FEW = 16, LARGE = 32768, LINE = 64;
 
-inline bool cut_into_strips(const Shape& s) { return s.N * s.g < FEW && s.G() * s.P() >= LARGE; }
+template <class F, class T>
+bool share_lines(const Strides& x, const Shape& s) {
+  return order_of<F>(x, s) == Order::PIXELS && s.G() * int64_t(sizeof(T)) < LINE && s.C * s.P() >= LARGE;
+}
+
+template <class F, class T>
+bool cut_into_strips(const Strides& x, const Shape& s) {
+  return (s.N * s.g < FEW && s.G() * s.P() >= LARGE) || share_lines<F, T>(x, s);
+}
+
+// Rows that are passed without a look at the rows beside them: where maps share lines, few enough for L1.
+template <class F, class T>
+Cut passed_rows(const Strides& x, const Shape& s) {
+  const int64_t row = s.W * s.C * int64_t(sizeof(T));
+  return share_lines<F, T>(x, s) ? cut(s.H, std::max<int64_t>(1, 16384 / row)) : strips<F>(s);
+}
+
+// Images whose maps are in scratch at once where they are cut into strips: few megabytes.
+inline Cut images_at_once(const Shape& s) { return cut(s.N, std::max<int64_t>(1, (1 << 20) / (s.g * s.P()))); }
+
+// A strip of one map: those of an image's subspaces at the same rows follow each other.
+struct Piece {
+  int64_t map, strip;
+};
+inline Piece piece_of(int64_t item, const Shape& s, int64_t strips) {
+  return {item / (strips * s.g) * s.g + item % s.g, item / s.g % strips};
+}
 
 template <class F>
 int64_t logits_scratch(const Shape& s) {

@@ -51,12 +51,15 @@ void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Te
       using DT = std::remove_const_t<std::remove_pointer_t<decltype(D.p)>>;
       const Order order = order_of<F>(x_.s, s);
       const bool runs = order != Order::NEITHER && alike<F>(dx_.s, x_.s, s) && (!D.p || alike<F>(D.s, x_.s, s));
-      const int64_t G = s.G(), P = s.P();
-      parallel<F>(s.N * s.g, G * P, padded<F>(P) + 16, [&](int64_t i, Scratch<F>& scratch) {
-        const int64_t n = i / s.g, k = i % s.g, c0 = k * G;
-        F* const a = scratch.take(padded<F>(P));
+      const int64_t G = s.G(), P = s.P(), room = Scratch<F>::rounded(padded<F>(P));
+      const bool joined = runs && x_.s.rows_joined(s) && dx_.s.rows_joined(s) && (!D.p || D.s.rows_joined(s));
+      auto attention_of = [&](int64_t i, F* a) {
+        const int64_t k = i % s.g;
         softmax(a, z_ + i * P, P, Affine<F>{norm[k], norm[s.g + k], relu_z});
         drop_tiny(a, P);
+      };
+      auto rows_of = [&](int64_t i, const F* a, int64_t r0, int64_t r1) {
+        const int64_t n = i / s.g, c0 = i % s.g * G;
         auto run = [&](auto pixel, int64_t c, int64_t r, int64_t w, int64_t count) {
           const int64_t at = c0 + c;
           complete_run<F, T, DT, pixel>(dx_.at(n, at).row(r) + w * dx_.s.w,
@@ -67,18 +70,34 @@ void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Te
         const std::integral_constant<bool, false> channel{};
         const std::integral_constant<bool, true> pixel{};
         if (runs && order == Order::PIXELS) {
-          for (int64_t p = 0; p < P; ++p) run(pixel, 0, p / s.W, p % s.W, G);
+          for (int64_t p = r0 * s.W; p < r1 * s.W; ++p) run(pixel, 0, p / s.W, p % s.W, G);
         } else {
-          const bool joined = runs && x_.s.rows_joined(s) && dx_.s.rows_joined(s) && (!D.p || D.s.rows_joined(s));
           for (int64_t c = 0; c < G; ++c) {
-            if (joined) run(channel, c, 0, 0, P);
+            if (joined) run(channel, c, r0, 0, (r1 - r0) * s.W);
             else if (runs)
-              for (int64_t r = 0; r < s.H; ++r) run(channel, c, r, 0, s.W);
+              for (int64_t r = r0; r < r1; ++r) run(channel, c, r, 0, s.W);
             else
-              for (int64_t p = 0; p < P; ++p) run(channel, c, p / s.W, p % s.W, 1);
+              for (int64_t p = r0 * s.W; p < r1 * s.W; ++p) run(channel, c, p / s.W, p % s.W, 1);
           }
         }
-      });
+      };
+      if (!cut_into_strips<F, T>(x_.s, s))
+        return parallel<F>(s.N * s.g, G * P, room, [&](int64_t i, Scratch<F>& scratch) {
+          F* const a = scratch.take(room);
+          attention_of(i, a);
+          rows_of(i, a, 0, s.H);
+        });
+      const Cut images = images_at_once(s), rows = passed_rows<F, T>(x_.s, s);
+      Scratch<F> scratch(images.size * s.g * room);
+      F* const a = scratch.take(images.size * s.g * room);
+      for (int64_t j = 0; j < images.parts; ++j) {
+        const int64_t before = images.begin(j) * s.g, maps = images.end(j) * s.g - before;
+        parallel(maps, P, [&](int64_t i) { attention_of(before + i, a + i * room); });
+        parallel(maps * rows.parts, G * s.W * rows.size, [&](int64_t item) {
+          const auto [i, r] = piece_of(item, s, rows.parts);
+          rows_of(before + i, a + i * room, rows.begin(r), rows.end(r));
+        });
+      }
     });
   });
 }

@@ -1,7 +1,7 @@
 // A square of vectors turned over: lane i of vector j goes to lane j of vector i.
 #pragma once
 
-#include "vectors.h"
+#include "layout.h"
 
 namespace ulsam {
 
@@ -26,6 +26,25 @@ ULSAM_INLINE void transpose(Vec<F>* v) {
       v[i] = blocks_of<F, B, false>(a, b, lanes), v[i + B] = blocks_of<F, B, true>(a, b, lanes);
     }
   if constexpr (B > 1) transpose<F, B / 2>(v);
+}
+
+// Rows of pixels, each with G < LANES<F> channels beside each other, become a plane to[c] of every channel, with
+// `width` numbers to a row; W >= LANES<F>.
+template <class F, class T>
+ULSAM_APART void planes_of_pixels(F* const* to, int64_t width, const T* x, const Strides& s, int64_t G, int64_t rows,
+                                  int64_t W) {
+  constexpr int L = LANES<F>;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t w = 0; w < W; w += L) {
+      const int64_t at = std::min(w, W - L);
+      const T* const p = x + r * s.h + at * s.w;
+      Vec<F> square[L];
+      unrolled<L>([&](auto i) { square[i] = load_some<F>(p + i * s.w, int(G)); });
+      transpose<F>(square);
+      unrolled<L>([&](auto i) {
+        if (i < G) store(to[i] + r * width + at, square[i]);
+      });
+    }
 }
 
 }  // namespace ulsam

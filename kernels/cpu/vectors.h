@@ -182,6 +182,10 @@ ULSAM_INLINE void store_some(T* p, Vec<F> v, int count) {
   }
   T some[LANES<F>];
   store<F>(some, v);
+#if defined(ULSAM_AVX512)
+  if constexpr (sizeof(T) == 2)
+    return _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), _mm256_loadu_si256((const __m256i*)some));
+#endif
   for (int i = 0; i < count; ++i) p[i] = some[i];
 }
 
@@ -197,6 +201,12 @@ ULSAM_INLINE Vec<F> load_some(const T* p, int count) {
 #endif
   }
   T some[LANES<F>] = {};
+#if defined(ULSAM_AVX512)
+  if constexpr (sizeof(T) == 2) {
+    _mm256_storeu_si256((__m256i*)some, _mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p));
+    return load<F>(some);
+  }
+#endif
   for (int i = 0; i < count; ++i) some[i] = p[i];
   return load<F>(some);
 }

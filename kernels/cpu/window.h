@@ -13,6 +13,7 @@
 #pragma once
 
 #include "parameters.h"
+#include "transpose.h"
 
 namespace ulsam {
 
@@ -179,7 +180,7 @@ int64_t planes_scratch(const Shape& s) {
   const Columns<F> columns(s.W);
   const int64_t rows = strips<F>(s).size;
   return 2 * Scratch<F>::rounded(rows * columns.width) +
-         together(columns, rows) * Scratch<F>::rounded((rows + 2) * columns.width + 2 * LANES<F>);
+         std::max<int64_t>(together(columns, rows), std::min<int64_t>(s.G(), LANES<F>)) * Scratch<F>::rounded((rows + 2) * columns.width + 2 * LANES<F>);
 }
 
 // Addresses that may be read: those from a tensor's first number up to its last.
@@ -194,7 +195,8 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
                                   const Channels<F>& channels, int64_t r0, int64_t r1, Scratch<F>& scratch) {
   const Columns<F> columns(s.W);
   const int64_t count = (r1 - r0) * columns.width, c0 = k * s.G();
-  const int most = together(columns, strips<F>(s).size);
+  const bool turned = order_of<F>(x.s, s) == Order::PIXELS && s.W >= LANES<F>;  // all channels are packed at once
+  const int most = turned ? int(s.G()) : together(columns, strips<F>(s).size);
   F* const total = scratch.take(count);
   F* const part = scratch.take(count);
   const int64_t first = std::max<int64_t>(r0 - 1, 0), last = std::min(r1 + 1, s.H);
@@ -208,6 +210,11 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
            p + (last - 1) * x.s.h + std::max<int64_t>(s.W, LANES<F>) < bounds.end;
   };
   auto at = [&](int64_t c) { return x.p + (c - c0) * x.s.c; };
+  if (turned) {
+    F* to[LANES<F>];
+    for (int j = 0; j < most; ++j) to[channels.order[c0 + j] - c0] = packed[j];
+    planes_of_pixels<F, T>(to, columns.width, x.row(first), x.s, s.G(), last - first, s.W);
+  }
   const bool all_direct = direct(at(c0)) && direct(at(c0 + s.G() - 1));  // all others lie between these
   int in_part = 0;
   for (int negative = 0; negative < 2; ++negative) {
@@ -227,8 +234,9 @@ ULSAM_APART void logits_of_planes(F* z, View<const T> x, Bounds<T> bounds, const
             continue;
           }
         }
-        pack_rows<F, T>(packed[n], columns.width, p, x.s, first, last, s.W, bounds.end);
-        rows[n] = packed[n] - first * columns.width;
+        F* const to = packed[turned ? i - c0 : n];
+        if (!turned) pack_rows<F, T>(to, columns.width, p, x.s, first, last, s.W, bounds.end);
+        rows[n] = to - first * columns.width;
       }
       const int64_t row = there ? x.s.h : columns.width;
       auto go = [&](auto negative, auto relu) {

@@ -102,14 +102,14 @@ ULSAM_APART void march_along(Factors<F>& f, Vec<F>* e, const Vec<F>* kx, const V
   f.sx += sx, f.ss += ss;
 }
 
-// A vector of channels, with its factors: sums into f, dx of all rows. a, dl [P].
+// A vector of channels, with its factors: sums into f, dx of the strips [j0, j1). a, dl [P].
 template <class F, bool RELU, class T, class DT>
 void route(Factors<F>& f, const Lanes<T>& dx, const Lanes<const DT>& D, const Lanes<const T>& x, const F* a,
-           const F* dl, const Shape& s, const Strip<F>& strip) {
+           const F* dl, const Shape& s, const Strip<F>& strip, int64_t j0, int64_t j1) {
   bool zero = false;  // kappa x says nothing of x where kappa is 0
   for (int i = 0; i < LANES<F>; ++i) zero |= f.kappa[i] == 0;
   const Vec<F> mean = zero ? f.mean : f.mean * f.kappa;
-  for (int64_t j = 0; j < strip.rows.parts; ++j) {
+  for (int64_t j = j0; j < j1; ++j) {
     const int64_t r0 = strip.rows.begin(j), r1 = strip.rows.end(j);
     const int64_t first = std::max<int64_t>(r0 - 2, 0), last = std::min(r1 + 2, s.H), above = (r0 - first) * s.W;
     gather_strip<F, T>(strip.kx, x, s, first, last, f.kappa);

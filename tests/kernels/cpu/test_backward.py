@@ -69,6 +69,16 @@ def test_few_large_maps_are_shared_out(dtype: torch.dtype, nhwc: bool) -> None:
     backward(make_case((2, 20, 60, 70), 1, dtype, channels_last=nhwc))
 
 
+@TYPES
+@pytest.mark.parametrize("group", [4, 7])
+def test_maps_that_share_lines(group: int, dtype: torch.dtype) -> None:
+    """Strips are done for one subspace after another; with ties across their borders."""
+    case = make_case((5, 4 * group, 48, 48), 4, dtype, channels_last=True, relu_u=group == 7)
+    if group == 7:
+        case.x = torch.randint_like(case.x, 3)
+    backward(case)
+
+
 @pytest.mark.slow  # about 100 cases of two or three widths
 @FORMATS
 @TYPES
@@ -230,8 +240,14 @@ def test_no_images() -> None:
 def test_nan_and_infinity_reach_what_they_reach_in_the_reference(
     value: float, relu: bool, dy: bool, dtype: torch.dtype, nhwc: bool
 ) -> None:
-    for channels, other in ((2, 1), (16, 1), (19, 15)):  # the last vector of 19 takes channel 15 once more
-        case = make_case((2, channels, 5, 9), 1, dtype, relu_u=relu, relu_z=relu, channels_last=nhwc)
+    # the last vector of 19 takes channel 15 once more; in channels_last maps of 8 channels share lines
+    for channels, other, num_splits, size in (
+        (2, 1, 1, (5, 9)),
+        (16, 1, 1, (5, 9)),
+        (19, 15, 1, (5, 9)),
+        (16, 1, 2, (46, 46)),
+    ):
+        case = make_case((2, channels, *size), num_splits, dtype, relu_u=relu, relu_z=relu, channels_last=nhwc)
         case.scale[0] = 1.5
         case.scale[other] = -1.5
         for place in [(0, 0, 2, 2), (0, 0, 2, 3), (0, 0, 3, 1), (1, other, 0, 0)]:

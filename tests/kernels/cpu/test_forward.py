@@ -60,6 +60,14 @@ def test_few_large_maps_are_shared_out(h: int, dtype: torch.dtype, nhwc: bool) -
     forward(make_case((1, 16, h, 120), 1, dtype, channels_last=nhwc), out_dtype=wide)
 
 
+@TYPES
+@pytest.mark.parametrize("group", [4, 7])
+def test_maps_that_share_lines(group: int, dtype: torch.dtype) -> None:
+    """Where a subspace's channels are less than a line of the cache, strips are done for one subspace after another."""
+    wide = torch.promote_types(dtype, torch.float32)
+    forward(make_case((5, 4 * group, 48, 48), 4, dtype, channels_last=True, relu_u=group == 7), out_dtype=wide)
+
+
 @pytest.mark.slow  # about 100 cases of two or three widths
 @FORMATS
 @TYPES
@@ -216,8 +224,10 @@ def test_nan_and_infinity_are_where_the_reference_has_them(
         torch.testing.assert_close(results.y, golden.y.to(dtype), equal_nan=True)
 
 
-def test_few_large_maps_with_nan_and_infinity() -> None:
-    case = make_case((2, 4, 100, 90), 1, torch.float32)
+@pytest.mark.parametrize(("shape", "num_splits"), [((2, 4, 100, 90), 1), ((2, 16, 60, 60), 8)], ids=["few", "shared"])
+@FORMATS
+def test_strips_with_nan_and_infinity(shape: tuple[int, int, int, int], num_splits: int, nhwc: bool) -> None:
+    case = make_case(shape, num_splits, torch.float32, channels_last=nhwc)
     case.x[0, 1, 50, 50] = torch.nan
     case.x[1, 2, 3, 4] = -torch.inf
     case.scale = case.scale.abs()

@@ -83,6 +83,16 @@ def test_pieces_and_blocks(shape: tuple[int, int, int, int], nhwc: bool) -> None
     check_both(make_norm_case(shape, 1, torch.float32, channels_last=nhwc))
 
 
+@NORMS
+def test_maps_that_share_lines(batch1: bool, batch2: bool) -> None:
+    check_both(make_norm_case((5, 16, 48, 48), 4, torch.float32, channels_last=True, batch1=batch1, batch2=batch2))
+
+
+@pytest.mark.slow  # large maps
+def test_more_maps_than_are_held_at_once() -> None:
+    check_both(make_norm_case((2, 1, 730, 730), 1, torch.float32))
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (3, 5, 1, 1), (1, 4, 1, 6), (1, 4, 6, 1), (4, 3, 2, 2)], ids=str)
 def test_small_maps(shape: tuple[int, int, int, int]) -> None:
     case = make_norm_case(shape, 1, relu_u=False, relu_z=False)

@@ -75,8 +75,8 @@ void check(Shape s, bool channels_last, bool relu) {
       const Order order = order_of<F>(strides, s);
       const Lanes<const T> lanes{X.at(n, c0 + from), count, order}, of_D{Ds.at(n, c0 + from), count, order};
       const Lanes<T> to{View<T>{dx.data(), strides}.at(n, c0 + from), count, order};
-      relu ? route<F, true, T, T>(f, to, of_D, lanes, a.data(), dl.data(), s, strip)
-           : route<F, false, T, T>(f, to, of_D, lanes, a.data(), dl.data(), s, strip);
+      relu ? route<F, true, T, T>(f, to, of_D, lanes, a.data(), dl.data(), s, strip, 0, strip.rows.parts)
+           : route<F, false, T, T>(f, to, of_D, lanes, a.data(), dl.data(), s, strip, 0, strip.rows.parts);
       for (int j = 0; j < count; ++j) {
         const int64_t c = c0 + from + j;
         const auto exact = exact_route<F, T, T>(View<T>{dx_exact.data(), strides}.at(n, c), Ds.at(n, c), X.at(n, c),
