@@ -13,12 +13,14 @@ LIST := find ulsam_fused kernels -type f ! -name '*.pyc' | sort
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 EDITABLE := $(PIP) install --no-build-isolation -e
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+# the type checker and the C++ compiler, a core for each
+CHECKED = $(MAKE) --no-print-directory --jobs=2 --output-sync lint built
 
 # a PYTHONPATH of the caller's shell would stand before what is installed here
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick lint demo bench docs release-check clean compile-matrix matrix ptx sanitize fuzz mutants lock always
+.PHONY: help test test-quick lint built demo bench docs release-check clean compile-matrix matrix ptx sanitize fuzz mutants lock always
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -30,13 +32,16 @@ test test-quick compile-matrix ptx: export TRITON_CACHE_DIR := $(CURDIR)/$(VENV)
 # and so is the C++ backend, which is compiled first
 test test-quick demo bench docs: export ULSAM_FUSED_CACHE := $(CURDIR)/$(VENV)/cpp
 
-test: lint ## linter, type checker, then all tests
-	$(BIN)/ulsam-fused build
+test: $(FILES) ## linter, type checker, then all tests
+	@$(CHECKED)
 	$(PYTEST) --durations=10 $(TESTS)
 
-test-quick: lint ## linter, type checker, then the tests that are not marked slow
-	$(BIN)/ulsam-fused build
+test-quick: $(FILES) ## linter, type checker, then the tests that are not marked slow
+	@$(CHECKED)
 	$(PYTEST) -m "not slow" $(TESTS)
+
+built: $(FILES)
+	$(BIN)/ulsam-fused build
 
 # mypy cannot know that kernels/ is installed as ulsam_fused.kernels, so it is shown a copy that has it there
 lint: $(FILES) ## linter and type checker
@@ -142,8 +147,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, but %s is %s; choose another with make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
 	@echo "installing PyTorch, Triton and the test tools into $(VENV) (once; takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install $(if $(LOCK),--require-hashes --no-deps -r $(LOCK),-c constraints.txt setuptools)
-	@$(EDITABLE) $(if $(LOCK),. --no-deps,'.[test]' -c constraints.txt)
+# bytecode of all, most of which is never imported, would take a minute
+	@$(PIP) install --no-compile $(if $(LOCK),--require-hashes --no-deps -r $(LOCK),-c constraints.txt setuptools)
+	@$(EDITABLE) $(if $(LOCK),. --no-deps,'.[test]' -c constraints.txt) --no-compile
 	@$(LIST) > $(FILES)
 	@touch $@
 

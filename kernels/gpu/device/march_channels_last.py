@@ -13,15 +13,19 @@ import triton
 import triton.language as tl
 
 from .maxpool_backward import finish, winning_rows
-from .primitives import clamp, load_signed, maximum, widen
+from .primitives import clamp, load_apart, maximum, widen
 
 
 @triton.jit
 def load_columns(row_ptr, offsets, sign, m_c, COLUMNS: tl.constexpr, HALO: tl.constexpr, EVEN_C: tl.constexpr):
     """xs of one row. Beyond a border stands the nearest pixel inside, which is in the same windows."""
+    ptrs = ()
+    for j in tl.static_range(COLUMNS + 4 if HALO else COLUMNS):
+        ptrs = ptrs + (row_ptr + offsets[j],)
+    loaded = load_apart(ptrs, None if EVEN_C else m_c)
     xs = ()
     for j in tl.static_range(COLUMNS + 4 if HALO else COLUMNS):
-        xs = xs + (load_signed(row_ptr, offsets[j], sign, m_c, EVEN_C, ""),)
+        xs = xs + (loaded[j].to(sign.dtype) * sign,)
     if not HALO:
         xs = (xs[0], xs[0]) + xs + (xs[COLUMNS - 1], xs[COLUMNS - 1])
     return xs

@@ -7,7 +7,7 @@ dl is 0 beyond the map, so that windows beyond it give nothing and need no masks
 import triton
 import triton.language as tl
 
-from .primitives import clamp, maximum
+from .primitives import clamp, load_apart, maximum, store_apart
 
 
 @triton.jit
@@ -57,7 +57,12 @@ def finish(
     dtype: tl.constexpr = t.dtype
     m = (row >= r_begin) & (row < r_end) & m
     o_row = clamp(row, H).to(tl.int64)
-    x = tl.load(x_ptr + o_row * x_stride_h + o_x, mask=m, other=0.0).to(dtype)
+    x_ptr += o_row * x_stride_h + o_x
+    if dy_ptr is not None:
+        x, dy = load_apart((x_ptr, dy_ptr + o_row * dy_stride_h + o_dy), m)
+    else:
+        x = load_apart((x_ptr,), m)[0]
+    x = x.to(dtype)
     if centre is not None:
         x -= centre
     if RELU_U:
@@ -68,7 +73,7 @@ def finish(
     t = tl.where(m, t, 0.0)
     dx = weight * t
     if dy_ptr is not None:
-        dy = tl.load(dy_ptr + o_row * dy_stride_h + o_dy, mask=m, other=0.0).to(dtype)
+        dy = dy.to(dtype)
         dx += dy + tl.load(a_ptr + o_a) * dy
-    tl.store(dx_ptr + o_row * dx_stride_h + o_dx, dx.to(dx_ptr.dtype.element_ty), mask=m)
+    store_apart(dx_ptr + o_row * dx_stride_h + o_dx, dx, m)
     return t * x, t

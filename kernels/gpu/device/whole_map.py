@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .maxpool_backward import winning_rows
-from .primitives import maximum, relu, sign_of
+from .primitives import load_apart, maximum, relu, sign_of, store_apart
 from .reweight import weighted
 from .softmax import finite
 
@@ -61,13 +61,10 @@ def load_map(
     EVEN_C: tl.constexpr,
 ):
     """A tile for each row; 0 in channels beyond the slab."""
-    rows = ()
+    ptrs = ()
     for r in tl.static_range(MAP_H):
-        if EVEN_C:
-            rows = rows + (tl.load(ptr + o + r * ROW),)
-        else:
-            rows = rows + (tl.load(ptr + o + r * ROW, mask=m_c, other=0.0),)
-    return rows
+        ptrs = ptrs + (ptr + o + r * ROW,)
+    return load_apart(ptrs, None if EVEN_C else m_c)
 
 
 @triton.jit
@@ -185,9 +182,9 @@ def map_forward(
     attention = ()
     for r in tl.static_range(MAP_H):
         a = tl.exp(logits[r] - m) / s
-        tl.store(z_ptr + o_p + r * MAP_W, zs[r], mask=first)
+        store_apart(z_ptr + o_p + r * MAP_W, zs[r], first)
         if a_ptr is not None:
-            tl.store(a_ptr + o_p + r * MAP_W, a, mask=first)
+            store_apart(a_ptr + o_p + r * MAP_W, a, first)
         attention = attention + (a,)
     if lse_ptr is not None:
         tl.store(lse_ptr + tile_c + lane, m + tl.log(s), mask=(tile_c == 0) & (lane == 0))
@@ -199,7 +196,7 @@ def map_forward(
         o = pixels(c0 + tile_c, col, MAP_H, MAP_W, PIXEL)
         xs = load_map(x_ptr, o, m_c, MAP_H, ROW, EVEN_C)
         for r in tl.static_range(MAP_H):
-            tl.store(y_ptr + o + r * ROW, weighted(xs[r].to(dtype), attention[r]).to(y_ptr.dtype.element_ty), mask=m_y)
+            store_apart(y_ptr + o + r * ROW, weighted(xs[r].to(dtype), attention[r]), m_y)
 
 
 @triton.jit
@@ -352,12 +349,9 @@ def map_input_gradient(
                 t = tl.where(u <= 0, 0.0, t)
             dx = weight * t
             if dy_ptr is not None:
-                if EVEN_C:
-                    dy = tl.load(dy_ptr + o + r * ROW).to(dtype)
-                else:
-                    dy = tl.load(dy_ptr + o + r * ROW, mask=m_c, other=0.0).to(dtype)
+                dy = load_apart((dy_ptr + o + r * ROW,), None if EVEN_C else m_c)[0].to(dtype)
                 dx += dy + attention[r] * dy
-            tl.store(dx_ptr + o + r * ROW, dx.to(dx_ptr.dtype.element_ty), mask=m)
+            store_apart(dx_ptr + o + r * ROW, dx, m)
             sum_tx += t * xs[r]
             sum_t += t
         sum_tx = tl.sum(sum_tx, 1)[:, None]

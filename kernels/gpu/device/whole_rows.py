@@ -1,8 +1,8 @@
 """The march of the backward on small maps in channels_last: lanes are channels, and a lane holds whole rows.
 
 MAP_H x MAP_W, a program per slab. A row is a tuple of MAP_W columns [BLOCK_C, 1], so that neighbours are registers and
-nothing is beyond the map. Sizes are constants: an access has its row's address, plus a constant. It moves a tile of
-columns, of 8, 4, 2 or 1, since the compiler takes time with the square of the number of accesses.
+nothing is beyond the map. Sizes are constants, C among them: an access has its row's address, plus a constant. It moves
+a tile of columns, of 8, 4, 2 or 1, which leaves the compiler fewer accesses.
 
 x, dy and dx are dense. LANE channels of each column belong to a lane.
 """
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .column_runs import join_columns, split_columns
 from .maxpool_backward import winning_rows
-from .primitives import load_channel, maximum, sign_of
+from .primitives import load_apart, maximum, sign_of, store_apart
 
 
 @triton.jit
@@ -26,30 +26,13 @@ def columns_at(row_ptr, FIRST: tl.constexpr, N: tl.constexpr, PIXEL: tl.constexp
 
 
 @triton.jit
-def load_columns(
-    row_ptr, m_c, FIRST: tl.constexpr, N: tl.constexpr, PIXEL: tl.constexpr, LANE: tl.constexpr, EVEN_C: tl.constexpr
-):
-    """A tile of columns [BLOCK_C, N]; 0 in channels beyond the slab."""
-    columns = columns_at(row_ptr, FIRST, N, PIXEL, LANE)
-    if EVEN_C:
-        return tl.load(columns)
-    else:
-        return tl.load(columns, mask=m_c, other=0.0)
-
-
-@triton.jit
 def load_row(row_ptr, m_c, MAP_W: tl.constexpr, PIXEL: tl.constexpr, LANE: tl.constexpr, EVEN_C: tl.constexpr):
-    """The tiles of a row: of 8, 4, 2 and 1 columns, each where MAP_W has this bit."""
-    tiles = ()
-    if MAP_W & 8:
-        tiles = tiles + (load_columns(row_ptr, m_c, 0, 8, PIXEL, LANE, EVEN_C),)
-    if MAP_W & 4:
-        tiles = tiles + (load_columns(row_ptr, m_c, MAP_W & 8, 4, PIXEL, LANE, EVEN_C),)
-    if MAP_W & 2:
-        tiles = tiles + (load_columns(row_ptr, m_c, MAP_W & 12, 2, PIXEL, LANE, EVEN_C),)
-    if MAP_W & 1:
-        tiles = tiles + (load_columns(row_ptr, m_c, MAP_W & 14, 1, PIXEL, LANE, EVEN_C),)
-    return tiles
+    """The tiles of a row: of 8, 4, 2 and 1 columns, each where MAP_W has this bit; 0 in channels beyond the slab."""
+    ptrs = ()
+    for i in tl.static_range(4):
+        if MAP_W & (8 >> i):
+            ptrs = ptrs + (columns_at(row_ptr, MAP_W // (16 >> i) * (16 >> i), 8 >> i, PIXEL, LANE),)
+    return load_apart(ptrs, None if EVEN_C else m_c)
 
 
 @triton.jit
@@ -76,16 +59,23 @@ def tile_of(row, FIRST: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def signed_row(row_ptr, sign, m_c, MAP_W: tl.constexpr, PIXEL: tl.constexpr, LANE: tl.constexpr, EVEN_C: tl.constexpr):
-    """sign * x of a row, and the maximum of each window's three columns."""
-    tiles = load_row(row_ptr, m_c, MAP_W, PIXEL, LANE, EVEN_C)
+def signed(tiles, sign):
+    """sign * x of a row's columns, in the type of comparison."""
     xs = ()
     for i in tl.static_range(len(tiles)):
         xs = xs + columns_of(tiles[i].to(sign.dtype) * sign)
+    return xs
+
+
+@triton.jit
+def read_row(row_ptr, sign, m_c, MAP_W: tl.constexpr, PIXEL: tl.constexpr, LANE: tl.constexpr, EVEN_C: tl.constexpr):
+    """The tiles of a row of x, and of sign * x the maximum of each window's three columns."""
+    tiles = load_row(row_ptr, m_c, MAP_W, PIXEL, LANE, EVEN_C)
+    xs = signed(tiles, sign)
     hs = (maximum(xs[0], xs[1]),)
     for j in tl.static_range(1, MAP_W - 1):
         hs = hs + (maximum(maximum(xs[j - 1], xs[j]), xs[j + 1]),)
-    return xs, hs + (maximum(xs[MAP_W - 2], xs[MAP_W - 1]),)
+    return tiles, hs + (maximum(xs[MAP_W - 2], xs[MAP_W - 1]),)
 
 
 @triton.jit
@@ -141,21 +131,18 @@ def store_columns(
         dy = dy.to(dx.dtype)
         dx += dy + tile_of(attention, FIRST, N) * dy
     columns = columns_at(dx_ptr, FIRST, N, PIXEL, LANE)
-    if EVEN_C:
-        tl.store(columns, dx.to(dx_ptr.dtype.element_ty))
-    else:
-        tl.store(columns, dx.to(dx_ptr.dtype.element_ty), mask=m_c)
+    store_apart(columns, dx, None if EVEN_C else m_c)
 
 
 @triton.jit
 def finish_row(
-    xs,
+    tiles,  # of x
     ts,
-    dy_ptr,  # [BLOCK_C, 1], at the row's first column, or None; x and dx likewise
-    x_ptr,
+    dy_ptr,  # [BLOCK_C, 1], at the row's first column, or None; dx likewise
     a_ptr,
     dx_ptr,
     m_c,
+    sign,
     scale,
     shift,  # or None
     weight,
@@ -169,11 +156,10 @@ def finish_row(
 ):
     """Writes dx of a row that has heard from all its windows; returns the sums with those of this row."""
     dtype: tl.constexpr = weight.dtype
-    tiles = load_row(x_ptr, m_c, MAP_W, PIXEL, LANE, EVEN_C)
     raw = ()
     for i in tl.static_range(len(tiles)):
         raw = raw + columns_of(tiles[i].to(dtype))
-    found = collected(xs, ts, MAP_W)
+    found = collected(signed(tiles, sign), ts, MAP_W)
     row = ()
     attention = ()
     for j in tl.static_range(MAP_W):
@@ -187,7 +173,7 @@ def finish_row(
         sum_t += t
         row = row + (t,)
         if dy_ptr is not None:
-            attention = attention + (tl.load(a_ptr + j) + tl.zeros_like(t),)
+            attention = attention + (tl.full(t.shape, tl.load(a_ptr + j), dtype),)
     if dy_ptr is not None:
         dys = load_row(dy_ptr, m_c, MAP_W, PIXEL, LANE, EVEN_C)
     for i in tl.static_range(len(tiles)):
@@ -226,8 +212,8 @@ def march_rows(
     dl_ptr += PITCH + 1
     sum_tx = tl.zeros_like(weight)
     sum_t = tl.zeros_like(weight)
-    x_a, h_a = signed_row(x_ptr, sign, m_c, MAP_W, PIXEL, LANE, EVEN_C)
-    x_b, h_b = signed_row(x_ptr + ROW, sign, m_c, MAP_W, PIXEL, LANE, EVEN_C)
+    x_a, h_a = read_row(x_ptr, sign, m_c, MAP_W, PIXEL, LANE, EVEN_C)
+    x_b, h_b = read_row(x_ptr + ROW, sign, m_c, MAP_W, PIXEL, LANE, EVEN_C)
     t_a = ()
     t_b = ()
     for j in tl.static_range(MAP_W):  # the windows around the first row
@@ -238,7 +224,7 @@ def march_rows(
     for first_row in range(0, MAP_H - 2, TURN):
         for i in tl.static_range(TURN):
             row = first_row + i
-            x_n, h_n = signed_row(x_ptr + (row + 2) * ROW, sign, m_c, MAP_W, PIXEL, LANE, EVEN_C)
+            x_n, h_n = read_row(x_ptr + (row + 2) * ROW, sign, m_c, MAP_W, PIXEL, LANE, EVEN_C)
             ts_a = ()
             ts_b = ()
             ts_n = ()
@@ -252,7 +238,7 @@ def march_rows(
             if dy_ptr is not None:
                 dy_row_ptr = dy_ptr + row * ROW
             sum_tx, sum_t = finish_row(
-                x_a, ts_a, dy_row_ptr, x_ptr + row * ROW, a_ptr + row * PITCH, dx_ptr + row * ROW, m_c,
+                x_a, ts_a, dy_row_ptr, a_ptr + row * PITCH, dx_ptr + row * ROW, m_c, sign,
                 scale, shift, weight, sum_tx, sum_t, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
             )  # fmt: skip
             x_a, h_a, t_a = x_b, h_b, ts_b
@@ -269,7 +255,7 @@ def march_rows(
         if dy_ptr is not None:
             dy_row_ptr = dy_ptr + row * ROW
         sum_tx, sum_t = finish_row(
-            x_a, ts_a, dy_row_ptr, x_ptr + row * ROW, a_ptr + row * PITCH, dx_ptr + row * ROW, m_c,
+            x_a, ts_a, dy_row_ptr, a_ptr + row * PITCH, dx_ptr + row * ROW, m_c, sign,
             scale, shift, weight, sum_tx, sum_t, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
         )  # fmt: skip
         x_a, ts_a = x_b, ts_b
@@ -305,11 +291,12 @@ def rows_input_gradient(
     for c0 in range(0, G, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)[:, None]
         m_c = c < G
-        scale = load_channel(scale_ptr, c, G, dtype)
-        v = load_channel(v_ptr, c, G, dtype)
+        scale, v = load_apart((scale_ptr + c, v_ptr + c), m_c)
+        scale = scale.to(dtype)
+        v = v.to(dtype)
         shift = None
         if shift_ptr is not None:
-            shift = load_channel(shift_ptr, c, G, dtype)
+            shift = load_apart((shift_ptr + c,), m_c)[0].to(dtype)
         dy_c_ptr = None
         if dy_ptr is not None:
             dy_c_ptr = dy_ptr + c
@@ -320,6 +307,6 @@ def rows_input_gradient(
         dv = scale * sum_tx
         if dshift_ptr is not None:
             dv += shift * sum_t
-            tl.store(dshift_ptr + c, v * sum_t, mask=m_c)
-        tl.store(dv_ptr + c, dv, mask=m_c)
-        tl.store(dscale_ptr + c, v * sum_tx, mask=m_c)
+            store_apart(dshift_ptr + c, v * sum_t, m_c)
+        store_apart(dv_ptr + c, dv, m_c)
+        store_apart(dscale_ptr + c, v * sum_tx, m_c)

@@ -106,7 +106,7 @@ def backward_config(
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
     # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
-    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 45 and 61, 48 and 77.
+    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 43 and 61, 46 and 77.
     config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
     if not _is_whole(config, shape, itemsize):
         return config
