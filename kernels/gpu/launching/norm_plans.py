@@ -29,6 +29,7 @@ from .geometry import (
     runs,
     sweep_tile,
     vector_width,
+    with_runs,
 )
 from .launch import Launch, compiler_options
 from .plans import KEPT
@@ -192,6 +193,7 @@ def norm_backward_plan(
         config = configs.norm_backward_config(
             (n, c, h, w), g, dtype.itemsize, is_channels_last(x), sms, compared_size(dtype)
         )
+    config = with_runs(config, x, dy, dx)
     geometry = geometry_of(g, config, x, dy, dx, chunk=configs.pass_pixels(h, w, n * g, config, sms))
     access, access_dx, access_dy = geometry.access(x), geometry.access(x, dx), geometry.access(dy)
     block_i = min(next_power_of_2(geometry.chunks), 32)
@@ -200,6 +202,7 @@ def norm_backward_plan(
         "RELU_Z": options.relu_z,
         "CHANNELS_LAST": geometry.channels_last,
         "VEC_DY": access_dy.vec,
+        "SAME": x.stride() == dy.stride() == dx.stride(),
         "WIDE": geometry.wide,
     }
     reduce = {**shared, **sweep_tile(config), "FLAT": access.flat, "FLAT_DY": access_dy.flat, "VEC": access.vec}
