@@ -296,9 +296,10 @@ def _config(
         num_warps = 1 if c // num_splits * h * w <= SMALL_SLAB else 4
     if itemsize == 8:  # for checking, not for speed: one tile
         block_w, num_warps = 16, 4
-    # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4 warps
-    run = 32 if num_warps == 1 else 64
-    other = 32 * num_warps * 16 // run
+    # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4
+    # warps; no more channels than a subspace has
+    run, elements, most = 32 if num_warps == 1 else 64, 32 * num_warps * 16, next_power_of_2(c // num_splits)
+    block_k = min(run if channels_last else elements // run, most)
     split = _slab_is_large(shape, num_splits, itemsize) or _slabs_are_few(shape, num_splits, num_sms)
     return LaunchConfig(
         split=split,
@@ -306,8 +307,8 @@ def _config(
         block_c=32 * num_warps * per_lane // block_w,
         columns=1,
         strip_columns=1,
-        block_p=other if channels_last else run,
-        block_k=run if channels_last else other,
+        block_p=elements // block_k,
+        block_k=block_k,
         num_warps=num_warps,
         max_registers=max_registers,
         strip_rows=ROWS if split else 0,
