@@ -345,5 +345,5 @@ def norm_complete_kernel(
                 dy = tl.load(dy_ptr + (o_c * dy_strides[0] + o_pd), mask=m_x, other=0.0).to(dtype)
                 z = tl.load(z_ptr + p, mask=m_p, other=0.0)
                 a = tl.exp(relu(gain * z + offset, RELU_Z) - lse)[None, :]
-                dx += dy + a * dy
+                dx += (1 + a) * dy  # A belongs to a pixel, so this is one instruction an element
             tl.store(dx_ptr + o_tile, dx.to(dx_ptr.dtype.element_ty), mask=m_x)
