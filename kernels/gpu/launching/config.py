@@ -138,8 +138,7 @@ def norm_backward_config(
         config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
         config = _with_strips(config, shape, num_splits, MARCH_PROGRAMS_PER_SM * num_sms)
         return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
-    # 4 elements per lane: 160 registers. Instructions per element, float16: with as many columns in a run as there can be
-    # 46 at 56x56, with one 92.
+    # 4 elements per lane: 160 registers. Instructions per element, float16 56x56: 46 with runs of 4 columns.
     config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1 if itemsize == 8 else 4, 255)
     config = _with_strips(config, shape, num_splits, MARCH_PROGRAMS_PER_SM * num_sms)
     if itemsize == 8:
