@@ -112,8 +112,8 @@ def backward_config(
     compared: int | None = None,  # bytes per element in which x is compared: 4 for bfloat16; None: its own
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
-    # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
-    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 45 and 61, 48 and 77.
+    # Instructions per element, float16, with whole maps and without: 63 and 143 at 160x7x7 in 8 subspaces, 60 and 94
+    # at 1024x7x7 in 4, 57 and 62 at 512x14x14. channels_last: 64 and 137; with whole rows 45 and 61, 48 and 76.
     config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
     if not _is_whole(config, shape, itemsize):
         return config
@@ -297,8 +297,10 @@ def _config(
         block_w, num_warps = 16, 4
     # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4
     # warps; no more channels than a subspace has
-    run, elements, most = 32 if num_warps == 1 else 64, 32 * num_warps * 16, next_power_of_2(c // num_splits)
-    block_k = min(run if channels_last else elements // run, most)
+    run, elements = 32 if num_warps == 1 else 64, 32 * num_warps * 16
+    block_k = run if channels_last else elements // run
+    if itemsize < 8:
+        block_k = min(block_k, next_power_of_2(c // num_splits))
     split = _slab_is_large(shape, num_splits, itemsize) or _slabs_are_few(shape, num_splits, num_sms)
     return LaunchConfig(
         split=split,
