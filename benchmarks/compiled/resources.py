@@ -89,7 +89,7 @@ def _march_elements(direction: str, constants: dict[str, Any]) -> int:
     if "BLOCK_W" in constants:
         rows = constants.get("MAP_H") or configs.ROWS
         if "backward" in direction and not constants.get("MAP_H"):
-            rows = MARCH_ROWS.value * constants["COLUMNS"]  # of each of the BLOCK_W strips
+            rows = MARCH_ROWS.value * (constants["COLUMNS"] if constants["CHANNELS_LAST"] else 1)  # BLOCK_W: strips
         return int(constants["BLOCK_C"] * constants["BLOCK_W"] * rows)
     return int(constants.get("BLOCK_C", 1) * constants["BLOCK_P"])
 

@@ -13,7 +13,7 @@ from ulsam_fused.console.devices import DTYPES
 FORWARD, BACKWARD, NORM_FORWARD, NORM_BACKWARD = DIRECTIONS = ("forward", "backward", "norm-forward", "norm-backward")
 CHOSEN = "chosen"
 REGISTERS = 65536  # of an SM
-LEAST_WIDTH = 4  # of a tile in NCHW: two of its columns may only serve the windows of the others
+LEAST_WIDTH = 8  # of a tile in NCHW: four of its columns may only serve the windows of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def valid(config: LaunchConfig, beside: LaunchConfig, target: Target) -> bool:
         and config.block_w % config.columns == 0
         and config.split == (config.strip_rows > 0)
         and config.strip_rows % ROWS == 0
-        and config.strip_rows < h
+        and (config.strip_rows < h or config.strip_rows == beside.strip_rows)
         and config.max_registers * lanes <= REGISTERS
     )
 

@@ -34,7 +34,7 @@ import triton.language as tl
 
 from .device.march_channels_last import march_columns
 from .device.march_nchw import march_lanes
-from .device.primitives import load_channel, mirrored_program, sign_of
+from .device.primitives import aligned, load_channel, mirrored_program, sign_of
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, logit_gradient
 from .device.whole_map import map_input_gradient, map_logit_gradient
@@ -79,8 +79,10 @@ def input_gradient(
 ):
     """Writes dx of rows r_begin .. r_end - 1, and what they contribute to dv, dscale and dshift."""
     dtype: tl.constexpr = dl_ptr.dtype.element_ty
-    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway
-    compare: tl.constexpr = tl.float32 if x_ptr.dtype.element_ty == tl.bfloat16 else x_ptr.dtype.element_ty
+    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway. In NCHW all are
+    # compared in the type of the map, which takes fewer conversions
+    narrow: tl.constexpr = CHANNELS_LAST and x_ptr.dtype.element_ty != tl.bfloat16
+    compare: tl.constexpr = x_ptr.dtype.element_ty if narrow else dtype
     for c0 in range(0, G, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         m_c = c < G
@@ -106,7 +108,7 @@ def input_gradient(
             sum_tx, sum_t = march_lanes(
                 dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
                 r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                MARCH_ROWS, BLOCK_C, BLOCK_W, HALO, RELU_U, EVEN_C, WIDE,
+                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
             )  # fmt: skip
         dv = scale * sum_tx
         if dshift_ptr is not None:
@@ -159,8 +161,9 @@ def backward_kernel(
     MARCH: tl.constexpr,  # this launch writes dx
     BLOCK_C: tl.constexpr,  # tile of the march: channels, and lanes along a row
     BLOCK_W: tl.constexpr,
-    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; 1 unless CHANNELS_LAST
-    HALO: tl.constexpr,  # a tile is not the whole row
+    COLUMNS: tl.constexpr,  # neighbouring columns that one lane holds; in NCHW it divides W and strides of n, c and h
+    HALO: tl.constexpr,  # columns that a tile knows on either side of those that it writes; 0: it is the whole row
+    LEFT: tl.constexpr,  # columns of A's and dl's border before the map's first
     BLOCK_P: tl.constexpr,  # tile of the flat sweep: pixels and channels
     BLOCK_K: tl.constexpr,
     RELU_U: tl.constexpr,
@@ -171,6 +174,7 @@ def backward_kernel(
     FLAT_DY: tl.constexpr,  # likewise of dy
     VEC: tl.constexpr,  # strides of x, and H*W (G in channels_last), are multiples of it
     VEC_DY: tl.constexpr,  # likewise of dy
+    SAME: tl.constexpr,  # x, dy and dx have the same strides
     WIDE: tl.constexpr,  # offsets inside a slab need int64
     MAP_H: tl.constexpr,  # H and W of a small map, whose rows are written out, or 0
     MAP_W: tl.constexpr,
@@ -179,6 +183,7 @@ def backward_kernel(
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, chunks), then (N * num_splits, strips)."""
     WHOLE: tl.constexpr = MAP_H > 0 and LANE == 0
+    RUN: tl.constexpr = 1 if CHANNELS_LAST else COLUMNS
     if REDUCE:
         slab = tl.program_id(0)
         part = tl.program_id(1)
@@ -186,8 +191,12 @@ def backward_kernel(
         slab, part = mirrored_program()  # x and dy are still in L2 where dA was computed last
     n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
     channel = k * G
-    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
-    o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC, RUN)
+    o_dy, dy_strides = slab_of(
+        n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY, RUN
+    )
+    if SAME:
+        o_dy, dy_strides = o_x, x_strides
     x_ptr += o_x
     if dy_ptr is not None:
         dy_ptr += o_dy
@@ -214,7 +223,11 @@ def backward_kernel(
             tl.store(totals_ptr + slab.to(tl.int64) * chunks + part, total)
 
     if MARCH:
-        o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, 1)
+        o_dx, dx_strides = slab_of(
+            n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, 1, RUN
+        )
+        if SAME:
+            o_dx, dx_strides = o_x, x_strides
         dx_ptr += o_dx
         scale_ptr += channel
         v_ptr += channel
@@ -241,11 +254,14 @@ def backward_kernel(
                     total += tl.load(totals_ptr + slab.to(tl.int64) * chunks + i)
             r_begin = part * strip_rows
             r_end = tl.minimum(r_begin + strip_rows, H)
+            pitch = aligned(pitch, RUN)
             a_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
             dl_ptr = a_ptr + (strip_rows + 4) * pitch
             if MAP_H:
                 pitch = MAP_W + 2
-            db = logit_gradient(z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z)
+            db = logit_gradient(
+                z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, LEFT, BLOCK_P, RELU_Z
+            )
             tl.debug_barrier()  # A and dl are written before they are read
             if MAP_H:
                 rows_input_gradient(

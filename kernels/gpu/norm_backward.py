@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from .backward import input_gradient
-from .device.primitives import load_channel, mirrored_program, pixel_offset, relu, widen
+from .device.primitives import aligned, load_channel, mirrored_program, pixel_offset, relu, widen
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, chunk_sums, image_sums, logit_gradient
 
@@ -66,6 +66,7 @@ def norm_reduce_kernel(
     FLAT_DY: tl.constexpr,  # likewise of dy
     VEC: tl.constexpr,  # strides of x, and H*W (G in channels_last), are multiples of it
     VEC_DY: tl.constexpr,  # likewise of dy
+    SAME: tl.constexpr,  # x, dy and dx have the same strides
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """First pass, grid (N * num_splits, chunks): dA and the five sums."""
@@ -75,6 +76,8 @@ def norm_reduce_kernel(
     channel = k * G
     o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
     o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    if SAME:
+        o_dy, dy_strides = o_x, x_strides
     x_ptr += o_x
     if dy_ptr is not None:
         dy_ptr += o_dy
@@ -144,6 +147,7 @@ def norm_march_kernel(
     BLOCK_W: tl.constexpr,
     COLUMNS: tl.constexpr,
     HALO: tl.constexpr,
+    LEFT: tl.constexpr,
     BLOCK_P: tl.constexpr,  # pixels of a tile of dz
     BLOCK_N: tl.constexpr,  # tile of the sums: images and chunks
     BLOCK_I: tl.constexpr,
@@ -155,16 +159,23 @@ def norm_march_kernel(
     CHANNELS_LAST: tl.constexpr,
     VEC: tl.constexpr,  # strides of x and dx, and H*W (G in channels_last), are multiples of it
     VEC_DY: tl.constexpr,  # likewise of dy
+    SAME: tl.constexpr,  # x, dy and dx have the same strides
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """Second pass, grid (N * num_splits, strips): dgamma2, dbeta2, partial sums, dx or in its place scale * du."""
+    RUN: tl.constexpr = 1 if CHANNELS_LAST else COLUMNS
     slab, part = mirrored_program()  # x is still in L2 where the first pass ended; the third begins where this one ends
     n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
     channel = k * G
-    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
-    o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
+    o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC, RUN)
+    o_dy, dy_strides = slab_of(
+        n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY, RUN
+    )
     # with VEC, else the stores of dx would have a layout of their own, and barriers in the march
-    o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, VEC)
+    o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, VEC, RUN)
+    if SAME:
+        o_dy, dy_strides = o_x, x_strides
+        o_dx, dx_strides = o_x, x_strides
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     sums_ptr += k.to(tl.int64) * 5 * images * chunks
     mean_dl = tl.full([], 0.0, dtype)
@@ -189,6 +200,7 @@ def norm_march_kernel(
 
     r_begin = part * strip_rows
     r_end = tl.minimum(r_begin + strip_rows, H)
+    pitch = aligned(pitch, RUN)
     dz_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
     a_ptr = None
     if dy_ptr is not None:
@@ -201,7 +213,7 @@ def norm_march_kernel(
         )  # fmt: skip
     logit_gradient(
         z_ptr + slab.to(tl.int64) * HW, da_ptr + slab.to(tl.int64) * HW, tl.load(lse_ptr + slab), total, a_ptr, dz_ptr,
-        r_begin, r_end, H, W, pitch, BLOCK_P, RELU_Z, gain, tl.load(second_ptr + num_splits + k), batch,
+        r_begin, r_end, H, W, pitch, LEFT, BLOCK_P, RELU_Z, gain, tl.load(second_ptr + num_splits + k), batch,
     )  # fmt: skip
     tl.debug_barrier()  # A and dz are written before they are read
     x_ptr += o_x
@@ -267,6 +279,7 @@ def norm_complete_kernel(
     FLAT_DY: tl.constexpr,  # likewise of dy
     VEC: tl.constexpr,  # strides of x and dx, and H*W (G in channels_last), are multiples of it
     VEC_DY: tl.constexpr,  # likewise of dy
+    SAME: tl.constexpr,  # x, dy and dx have the same strides
     WIDE: tl.constexpr,  # offsets inside a slab need int64
 ):
     """Third pass, grid (N * num_splits, chunks): dx, and the gradients of the depthwise half's parameters and of v."""
@@ -277,6 +290,9 @@ def norm_complete_kernel(
     o_x, x_strides = slab_of(n, channel, x_stride_n, x_stride_c, x_stride_h, x_stride_w, CHANNELS_LAST, VEC)
     o_dy, dy_strides = slab_of(n, channel, dy_stride_n, dy_stride_c, dy_stride_h, dy_stride_w, CHANNELS_LAST, VEC_DY)
     o_dx, dx_strides = slab_of(n, channel, dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, CHANNELS_LAST, VEC)
+    if SAME:
+        o_dy, dy_strides = o_x, x_strides
+        o_dx, dx_strides = o_x, x_strides
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     x_ptr += o_x
     dx_ptr += o_dx
@@ -329,5 +345,5 @@ def norm_complete_kernel(
                 dy = tl.load(dy_ptr + (o_c * dy_strides[0] + o_pd), mask=m_x, other=0.0).to(dtype)
                 z = tl.load(z_ptr + p, mask=m_p, other=0.0)
                 a = tl.exp(relu(gain * z + offset, RELU_Z) - lse)[None, :]
-                dx += dy + a * dy
+                dx += (1 + a) * dy  # A belongs to a pixel, so this is one instruction an element
             tl.store(dx_ptr + o_tile, dx.to(dx_ptr.dtype.element_ty), mask=m_x)

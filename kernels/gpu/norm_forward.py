@@ -266,6 +266,7 @@ def norm_apply_kernel(
                 running_mean_ptr, running_var_ptr, running_bias_ptr, o_k, m_k, 1.0, count, mean, m2,
                 float_pair(momentum_high, momentum_low, dtype),
             )  # fmt: skip
+    gain, offset = tl.sum(gain, 0), tl.sum(offset, 0)  # of tiles of one element, with which each lane had a whole map
     m, s = map_softmax(z_ptr, gain, offset, HW, BLOCK_Z, RELU_Z)
     if part == 0:
         tl.store(lse_ptr + slab, m + tl.log(s))

@@ -38,11 +38,12 @@ def join_columns(tiles, i, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def with_neighbours(tiles, run, last, COLUMNS: tl.constexpr):
+def with_neighbours(tiles, run, first, last, COLUMNS: tl.constexpr):
     """Tiles of COLUMNS neighbouring columns, between those to their left and right, which other lanes hold.
 
-    `run` counts runs; those beyond `last` are copies of it. At a border the missing neighbour may be any column of the
-    window: of runs of 1 and 2 the clamped index finds one, of runs of 4 it would be three columns away.
+    `run` counts runs; those before `first` are copies of it, and those beyond `last` of that. At a border the missing
+    neighbour may be any column of the window: of runs of 1 and 2 the clamped index finds one, of runs of 4 it would be
+    three columns away.
     """
     RUNS: tl.constexpr = tiles[0].shape[1]
     shape: tl.constexpr = tiles[0].shape
@@ -51,7 +52,7 @@ def with_neighbours(tiles, run, last, COLUMNS: tl.constexpr):
     left = tl.gather(tiles[COLUMNS - 1], i_left, 1)
     right = tl.gather(tiles[0], i_right, 1)
     if COLUMNS == 4:
-        left = tl.where((run == 0)[None, :], tiles[0], left)
+        left = tl.where((run == first)[None, :], tiles[0], left)
         right = tl.where((run == last)[None, :], tiles[3], right)
     return (left,) + tiles + (right,)
 

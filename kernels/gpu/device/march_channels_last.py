@@ -145,6 +145,7 @@ def march_columns(
                         ts_n = ts_n + (t_a[j],)
                 # row - 2 has heard from all its windows
                 done = row - 2
+                done_ptr = x_ptr + clamp(done, H).to(tl.int64) * x_stride_h
                 o_a = tl.maximum(done - r_begin + 1, 0) * pitch
                 for j in tl.static_range(COLUMNS):
                     t = collect(x_a, ts_a, col == 0, j, COLUMNS, HALO)
@@ -152,11 +153,11 @@ def march_columns(
                     m = col + j < W
                     if not EVEN_C:
                         m = m & m_c
+                    x = load_apart((done_ptr + offsets[j + (2 if HALO else 0)],), m)[0].to(dtype)
                     tx, t = finish(
-                        t, dy_ptr, x_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, m,
-                        offsets[j + (2 if HALO else 0)], o_c * dy_stride_c + o_w * dy_stride_w,
-                        o_c * dx_stride_c + o_w * dx_stride_w, scale, shift, centre, weight, r_begin, r_end, H,
-                        dy_stride_h, x_stride_h, dx_stride_h, RELU_U,
+                        t, x, dy_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, m,
+                        o_c * dy_stride_c + o_w * dy_stride_w, o_c * dx_stride_c + o_w * dx_stride_w,
+                        scale, shift, centre, weight, r_begin, r_end, H, dy_stride_h, dx_stride_h, RELU_U,
                     )  # fmt: skip
                     sum_tx += tx
                     sum_t += t

@@ -107,7 +107,7 @@ def strip_logits(
                     for i in tl.static_range(COLUMNS):
                         m_row = m_row + (maximum(maximum(above2[i], above1[i]), here[i]),)
                     if SPAN:
-                        m_row = maxima3(with_neighbours(m_row, run, W // COLUMNS - 1, COLUMNS), COLUMNS)
+                        m_row = maxima3(with_neighbours(m_row, run, 0, W // COLUMNS - 1, COLUMNS), COLUMNS)
                     for i in tl.static_range(COLUMNS):
                         m = m_row[i].to(dtype)
                         if RELU_U:

@@ -1,13 +1,13 @@
 """What both marches of the backward share: which row wins a window, and what becomes of a pixel's sum t.
 
-A and dl lie with a border, as [rows + 4, pitch]: row i is row r_begin - 1 + i of the map and column j its column j - 1.
-dl is 0 beyond the map, so that windows beyond it give nothing and need no masks.
+A and dl lie with a border, as [rows + 4, pitch]: row i is row r_begin - 1 + i of the map and column j its column
+j - LEFT. dl is 0 beyond the map, so that windows beyond it give nothing and need no masks.
 """
 
 import triton
 import triton.language as tl
 
-from .primitives import clamp, load_apart, maximum, store_apart
+from .primitives import load_apart, maximum, store_apart
 
 
 @triton.jit
@@ -20,10 +20,10 @@ def winning_rows(above, here, below, has_above):
 
 
 @triton.jit
-def bordered(i, r_begin, r_end, H, W, pitch):
+def bordered(i, r_begin, r_end, H, W, pitch, LEFT: tl.constexpr):
     """Of element i of rows with a border: its pixel, its row, and whether march over r_begin .. r_end - 1 sees it."""
     row = r_begin - 1 + i // pitch
-    col = i % pitch - 1
+    col = i % pitch - LEFT
     inside = (row >= 0) & (row < H) & (row <= r_end) & (col >= 0) & (col < W)
     return row * W + col, row, inside
 
@@ -31,15 +31,14 @@ def bordered(i, r_begin, r_end, H, W, pitch):
 @triton.jit
 def finish(
     t,
+    x,
     dy_ptr,  # or None
-    x_ptr,
     a_ptr,  # not read without dy
     o_a,  # offset of A
     dx_ptr,
     row,
     m,  # pixels to be written, if their row is
-    o_x,  # offsets in a row
-    o_dy,
+    o_dy,  # offsets in a row
     o_dx,
     scale,
     shift,  # or None
@@ -49,20 +48,13 @@ def finish(
     r_end,
     H,
     dy_stride_h,
-    x_stride_h,
     dx_stride_h,
     RELU_U: tl.constexpr,
 ):
     """Writes dx = D * (1 + A) + scale * v * t of pixels of one row; returns t * x and t, 0 where nothing is written."""
     dtype: tl.constexpr = t.dtype
     m = (row >= r_begin) & (row < r_end) & m
-    o_row = clamp(row, H).to(tl.int64)
-    x_ptr += o_row * x_stride_h + o_x
-    if dy_ptr is not None:
-        x, dy = load_apart((x_ptr, dy_ptr + o_row * dy_stride_h + o_dy), m)
-    else:
-        x = load_apart((x_ptr,), m)[0]
-    x = x.to(dtype)
+    o_row = tl.cast(row, tl.int64)
     if centre is not None:
         x -= centre
     if RELU_U:
@@ -73,7 +65,7 @@ def finish(
     t = tl.where(m, t, 0.0)
     dx = weight * t
     if dy_ptr is not None:
-        dy = dy.to(dtype)
+        dy = load_apart((dy_ptr + o_row * dy_stride_h + o_dy,), m)[0].to(dtype)
         dx += dy + tl.load(a_ptr + o_a) * dy
     store_apart(dx_ptr + o_row * dx_stride_h + o_dx, dx, m)
     return t * x, t

@@ -29,8 +29,8 @@ def combine(m, s, m_i, s_i):
 @triton.jit
 def map_softmax(
     z_ptr,  # [H*W]
-    gain,  # [1]
-    offset,  # [1]
+    gain,
+    offset,
     HW,
     BLOCK_Z: tl.constexpr,
     RELU_Z: tl.constexpr,

@@ -168,6 +168,7 @@ def logit_gradient(
     H,
     W,
     pitch,
+    LEFT: tl.constexpr,  # columns of the border before the map's first
     BLOCK_P: tl.constexpr,
     RELU_Z: tl.constexpr,
     gain=None,  # with an offset: A is the softmax of act_z(gain * z + offset)
@@ -182,7 +183,7 @@ def logit_gradient(
     db = tl.full([], 0.0, dtype)
     for i0 in range(0, (r_end - r_begin + 4) * pitch, BLOCK_P):
         i = i0 + tl.arange(0, BLOCK_P)
-        p, row, m_p = bordered(i, r_begin, r_end, H, W, pitch)
+        p, row, m_p = bordered(i, r_begin, r_end, H, W, pitch, LEFT)
         z = tl.load(z_ptr + p, mask=m_p, other=0.0)
         logit = z
         if gain is not None:

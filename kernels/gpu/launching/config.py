@@ -14,12 +14,14 @@ ROWS = 7  # output rows per strip of the forward sweep: MobileNet maps are 7 * 2
 WHOLE_MAP = 14  # rows and columns, at most, whose code is written out
 LANE_COLUMNS = 13  # of 16 bits, times channels, if a lane that holds whole rows has two; 14 spill on sm_100
 MIN_BLOCK_W, MAX_BLOCK_W = 8, 32
+RUN_COLUMNS = 4  # at most, that a lane holds of NCHW
 STRIP_COLUMNS = 7  # at most, in the backward of channels_last: MobileNet maps are 7 * 2^k wide
 SMALL_SLAB = 2048  # elements; one warp serves a slab up to this
 SLAB_BYTES = 128 * 1024  # largest slab of the slab regime: two of them share an SM's 256 KB of L1
 PROGRAMS_PER_SM = 2  # fewer slabs than this per SM leave the GPU idle
 ONE_LAUNCH_BYTES = 64 * 1024  # a slab up to this takes about as long in one launch of the forward as in two
 NORM_PROGRAMS_PER_SM = 8  # strips of the BatchNorm forward; each reads all partial moments of its channels
+MARCH_PROGRAMS_PER_SM = 6  # strips of the backward, of which an SM holds 2 or 3; each takes two rows more than it has
 MOMENTS_PROGRAMS_PER_SM = 4  # of 4 warps; more write more partial moments
 FLAT_PROGRAMS_PER_SM = 8  # of the backward with BatchNorm, but for its march, which reads five sums of each
 
@@ -31,13 +33,13 @@ class LaunchConfig:
     split: bool  # False: one program per slab; True: strips of rows in two launches
     block_w: int  # columns of a tile of the row march; strips of them in the backward of channels_last
     block_c: int  # channels of a tile of the row march
-    columns: int  # neighbouring columns of NCHW that a lane of the forward's march holds
+    columns: int  # neighbouring columns of NCHW that a lane of the march holds
     strip_columns: int  # columns of a strip in the backward of channels_last
     block_p: int  # pixels of a tile of the flat sweep
     block_k: int  # channels of a tile of the flat sweep
     num_warps: int
     max_registers: int  # per lane
-    strip_rows: int  # split: rows per program, a multiple of ROWS
+    strip_rows: int  # split: rows per program of a march, a multiple of ROWS
     whole_map: bool = False  # the rows of a map are written out, if the tensors lie as that needs
     lane_channels: int = 0  # of whole_map in channels_last: channels of a lane that holds whole rows; 0: tiles are maps
     flat_programs: int = FLAT_PROGRAMS_PER_SM  # of the backward with BatchNorm, in its flat passes
@@ -83,17 +85,22 @@ def _forward_tiles(
     # channels_last: float32 on sm_100. Without a limit the assembler aims at 168 registers, and spills a few to get
     # there. So it is given 255, but where a warp spans a row, 168 suffice.
     w = shape[3]
-    columns = 1 if channels_last or itemsize == 8 else min(w & -w, 4)
+    columns = 1 if channels_last or itemsize == 8 else min(w & -w, RUN_COLUMNS)
     per_lane = 4 if itemsize == 2 or columns == 4 else 2
     config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, 255, num_warps)
     if channels_last or itemsize == 8 or w > 32 * columns:
         return config
-    block_w = max(next_power_of_2(w), MIN_BLOCK_W)
+    return dataclasses.replace(_with_runs(config, shape, num_splits, columns), max_registers=168)
+
+
+def _with_runs(config: LaunchConfig, shape: tuple[int, int, int, int], num_splits: int, columns: int) -> LaunchConfig:
+    """A tile whose lanes hold so many neighbouring columns of NCHW, and warps whole rows, or as much as they can."""
+    _, c, _, w = shape
+    block_w = min(max(next_power_of_2(w), MIN_BLOCK_W), 32 * columns)
     block_c = config.block_c * config.block_w // block_w
-    group = shape[1] // num_splits
-    while block_c * block_w > 32 * config.num_warps * columns and _idle_quarter(group, block_c):
+    while block_c * block_w > 32 * config.num_warps * columns and _idle_quarter(c // num_splits, block_c):
         block_c //= 2
-    return dataclasses.replace(config, block_w=block_w, block_c=block_c, columns=columns, max_registers=168)
+    return dataclasses.replace(config, block_w=block_w, block_c=block_c, columns=columns)
 
 
 def backward_config(
@@ -105,8 +112,8 @@ def backward_config(
     compared: int | None = None,  # bytes per element in which x is compared: 4 for bfloat16; None: its own
 ) -> LaunchConfig:
     """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
-    # Instructions per element, float16, with whole maps and without: 63 and 186 at 160x7x7 in 8 subspaces, 60 and 106
-    # at 1024x7x7 in 4, 57 and 80 at 512x14x14. channels_last: 64 and 139; with whole rows 43 and 61, 46 and 77.
+    # Instructions per element, float16, with whole maps and without: 63 and 143 at 160x7x7 in 8 subspaces, 60 and 94
+    # at 1024x7x7 in 4, 57 and 62 at 512x14x14. channels_last: 64 and 137; with whole rows 45 and 61, 48 and 76.
     config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
     if not _is_whole(config, shape, itemsize):
         return config
@@ -129,10 +136,14 @@ def norm_backward_config(
     """The launches of the backward with BatchNorm, which always march; as `backward_config`."""
     if channels_last:
         config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
+        config = _with_strips(config, shape, num_splits, MARCH_PROGRAMS_PER_SM * num_sms)
         return _with_columns(config, shape, num_splits, itemsize, compared or itemsize)
-    # Instructions per element, float16: 91 with 2 per lane, 70 with 4 (150 registers), 69 with 8 (248).
-    per_lane = 1 if itemsize == 8 else 4
-    config = _config(shape, num_splits, itemsize, channels_last, num_sms, per_lane, max_registers=255)
+    # 4 elements per lane: 160 registers. Instructions per element, float16 56x56: 46 with runs of 4 columns.
+    config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1 if itemsize == 8 else 4, 255)
+    config = _with_strips(config, shape, num_splits, MARCH_PROGRAMS_PER_SM * num_sms)
+    if itemsize == 8:
+        return config
+    config = _with_runs(config, shape, num_splits, min(shape[3] & -shape[3], RUN_COLUMNS))
     if (compared or itemsize) == 2 and config.num_warps == 4:
         # an SM then holds three such programs in place of two; where x is compared in float32 these do not suffice
         return dataclasses.replace(config, max_registers=168)
@@ -185,17 +196,26 @@ def _with_columns(
     return dataclasses.replace(config, block_w=strips, strip_columns=columns, block_c=max(block_c, lanes // strips))
 
 
-def has_halo(w: int, config: LaunchConfig, channels_last: bool) -> bool:
-    """Whether a tile of the backward's march needs to know more of the row than it writes."""
-    return (config.block_w, config.strip_columns) != (1, w) if channels_last else config.block_w < w
+def halo_columns(w: int, config: LaunchConfig, channels_last: bool) -> int:
+    """Columns of x that a tile of the backward's march knows on either side of those that it writes."""
+    if channels_last:
+        return 0 if (config.block_w, config.strip_columns) == (1, w) else 2
+    return 0 if config.block_w >= w else max(config.columns, 2)
+
+
+def border_columns(halo: int, channels_last: bool) -> int:
+    """Columns of the border of A and dl before the map's first."""
+    return 1 if channels_last else halo
 
 
 def border_pitch(w: int, config: LaunchConfig, channels_last: bool) -> int:
-    """Columns of A and dl with their border: those of all tiles, and one on either side."""
-    width = config.block_w * config.strip_columns
-    if not channels_last and has_halo(w, config, channels_last):
-        width -= 2
-    return cdiv(w, width) * width + 2
+    """Columns of A and dl with their border: those that tiles write, and what these know beside them."""
+    if channels_last:
+        width = config.block_w * config.strip_columns
+        return cdiv(w, width) * width + 2
+    halo = halo_columns(w, config, channels_last)
+    width = config.block_w - 2 * halo
+    return cdiv(w, width) * width + 2 * halo
 
 
 def norm_forward_config(
@@ -207,12 +227,19 @@ def norm_forward_config(
     and is cut into strips only where slabs are few; into as few as fill the GPU, since each program combines all
     partial moments of its channels, and each that applies reads all of z.
     """
-    n, _, h, _ = shape
     config = _forward_tiles(shape, num_splits, itemsize, channels_last, num_sms)
-    wanted = cdiv(NORM_PROGRAMS_PER_SM * num_sms, n * num_splits)  # strips per slab
-    split = _slabs_are_few(shape, num_splits, num_sms)
-    strip_rows = max(cdiv(h, ROWS) // wanted, 1) * ROWS
-    return dataclasses.replace(config, split=split, strip_rows=strip_rows if split else 0)
+    config = dataclasses.replace(config, split=_slabs_are_few(shape, num_splits, num_sms))
+    return _with_strips(config, shape, num_splits, NORM_PROGRAMS_PER_SM * num_sms)
+
+
+def _with_strips(
+    config: LaunchConfig, shape: tuple[int, int, int, int], num_splits: int, programs: int
+) -> LaunchConfig:
+    """Strips of as many rows as leave so many programs."""
+    n, _, h, _ = shape
+    wanted = cdiv(programs, n * num_splits)  # strips per slab
+    rows = max(cdiv(h, ROWS) // wanted, 1) * ROWS
+    return dataclasses.replace(config, strip_rows=rows if config.split else 0)
 
 
 def moments_config(shape: tuple[int, int, int, int], itemsize: int, channels_last: bool, num_sms: int) -> MomentsConfig:
@@ -268,9 +295,12 @@ def _config(
         num_warps = 1 if c // num_splits * h * w <= SMALL_SLAB else 4
     if itemsize == 8:  # for checking, not for speed: one tile
         block_w, num_warps = 16, 4
-    # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4 warps
-    run = 32 if num_warps == 1 else 64
-    other = 32 * num_warps * 16 // run
+    # flat tiles: 16 elements per lane, as runs along the contiguous axis: 32 pixels or channels, twice that for 4
+    # warps; no more channels than a subspace has
+    run, elements = 32 if num_warps == 1 else 64, 32 * num_warps * 16
+    block_k = run if channels_last else elements // run
+    if itemsize < 8:
+        block_k = min(block_k, next_power_of_2(c // num_splits))
     split = _slab_is_large(shape, num_splits, itemsize) or _slabs_are_few(shape, num_splits, num_sms)
     return LaunchConfig(
         split=split,
@@ -278,8 +308,8 @@ def _config(
         block_c=32 * num_warps * per_lane // block_w,
         columns=1,
         strip_columns=1,
-        block_p=other if channels_last else run,
-        block_k=run if channels_last else other,
+        block_p=elements // block_k,
+        block_k=block_k,
         num_warps=num_warps,
         max_registers=max_registers,
         strip_rows=ROWS if split else 0,
@@ -328,13 +358,13 @@ def cdiv(a: int, b: int) -> int:
 
 
 def chunk_pixels(w: int, config: LaunchConfig) -> int:
-    """Pixels per program of a launch that sweeps: about a strip, in whole tiles, so that accesses stay aligned."""
-    return cdiv(max(config.strip_rows, 1) * w, config.block_p) * config.block_p
+    """Pixels per program of a launch that sweeps: about ROWS rows, in whole tiles, so that accesses stay aligned."""
+    return cdiv(min(max(config.strip_rows, 1), ROWS) * w, config.block_p) * config.block_p
 
 
 def pass_pixels(h: int, w: int, slabs: int, config: LaunchConfig, num_sms: int) -> int:
     """Likewise in the flat passes of the backward with BatchNorm: about as many strips as fill the GPU."""
-    strip_rows = config.strip_rows or ROWS
+    strip_rows = min(config.strip_rows or ROWS, ROWS)
     wanted = cdiv(config.flat_programs * num_sms, slabs)  # programs per slab
     rows = max(cdiv(h, strip_rows) // wanted, 1) * strip_rows
     return cdiv(rows * w, config.block_p) * config.block_p

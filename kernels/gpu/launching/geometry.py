@@ -12,7 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import MIN_BLOCK_W, LaunchConfig, border_pitch, cdiv, chunk_pixels, has_halo, next_power_of_2
+from .config import (
+    MIN_BLOCK_W,
+    LaunchConfig,
+    border_columns,
+    border_pitch,
+    cdiv,
+    chunk_pixels,
+    halo_columns,
+    next_power_of_2,
+)
 
 
 class Access(NamedTuple):
@@ -96,8 +105,32 @@ def march_tile(geometry: Geometry) -> dict[str, int]:
 def backward_march_tile(geometry: Geometry) -> dict[str, int]:
     """The tile of the backward's march, COLUMNS being those of a strip."""
     config = geometry.config
-    halo = has_halo(geometry.w, config, geometry.channels_last)
-    return {**march_tile(geometry), "COLUMNS": config.strip_columns, "HALO": halo}
+    halo = halo_columns(geometry.w, config, geometry.channels_last)
+    return {
+        **march_tile(geometry),
+        "COLUMNS": config.strip_columns if geometry.channels_last else config.columns,
+        "HALO": halo,
+        "LEFT": border_columns(halo, geometry.channels_last),
+    }
+
+
+def with_runs(config: LaunchConfig, *tensors: Tensor) -> LaunchConfig:
+    """The backward's configuration for x and others that lie so.
+
+    In NCHW the columns of a lane are contiguous, and divide rows and the strides between them; a warp holds a row of a
+    tile, of which HALO leaves something to be written.
+    """
+    if is_channels_last(tensors[0]):
+        return config
+    w, columns, width = tensors[0].shape[3], config.columns, config.block_w
+    while columns > 1 and (
+        any(t.stride(3) != 1 or any(stride % columns for stride in t.stride()[:3]) for t in tensors)
+        or w % columns
+        or (width < w and width <= 2 * columns)
+    ):
+        columns //= 2
+    block_w = min(width, 32 * columns)
+    return dataclasses.replace(config, columns=columns, block_w=block_w, block_c=config.block_c * width // block_w)
 
 
 def sweep_tile(config: LaunchConfig) -> dict[str, int]:

@@ -29,6 +29,7 @@ from .geometry import (
     runs,
     sweep_tile,
     vector_width,
+    with_runs,
 )
 from .launch import Launch, compiler_options
 from .plans import KEPT
@@ -192,6 +193,7 @@ def norm_backward_plan(
         config = configs.norm_backward_config(
             (n, c, h, w), g, dtype.itemsize, is_channels_last(x), sms, compared_size(dtype)
         )
+    config = with_runs(config, x, dy, dx)
     geometry = geometry_of(g, config, x, dy, dx, chunk=configs.pass_pixels(h, w, n * g, config, sms))
     access, access_dx, access_dy = geometry.access(x), geometry.access(x, dx), geometry.access(dy)
     block_i = min(next_power_of_2(geometry.chunks), 32)
@@ -200,6 +202,7 @@ def norm_backward_plan(
         "RELU_Z": options.relu_z,
         "CHANNELS_LAST": geometry.channels_last,
         "VEC_DY": access_dy.vec,
+        "SAME": x.stride() == dy.stride() == dx.stride(),
         "WIDE": geometry.wide,
     }
     reduce = {**shared, **sweep_tile(config), "FLAT": access.flat, "FLAT_DY": access_dy.flat, "VEC": access.vec}
@@ -216,7 +219,7 @@ def norm_backward_plan(
     }
     complete = {
         **shared,
-        **_half_tile(config, geometry.channels_last),
+        **_complete_tile(config, geometry.channels_last, h * w, min(access_dx.vec, access_dy.vec)),
         "EPS_1": options.eps1,
         "FLAT": access_dx.flat,
         "FLAT_DY": access_dy.flat,
@@ -240,8 +243,14 @@ def norm_backward_plan(
     )
 
 
-def _half_tile(config: LaunchConfig, channels_last: bool) -> dict[str, int]:
-    """Half the tile of a sweep, in runs of the same length: whole ones of three tensors spill where strides are odd."""
+def _complete_tile(config: LaunchConfig, channels_last: bool, pixels: int, vec: int) -> dict[str, int]:
+    """The tile of a sweep over three tensors: half in channels_last, and where a whole one of short accesses spills."""
+    block_p, block_k = config.block_p, config.block_k
     if channels_last:
-        return {"BLOCK_P": max(config.block_p // 2, 1), "BLOCK_K": config.block_k}
-    return {"BLOCK_P": config.block_p, "BLOCK_K": max(config.block_k // 2, 1)}
+        return {"BLOCK_P": max(block_p // 2, 1), "BLOCK_K": block_k}
+    half = block_p // 2
+    if (
+        8 * cdiv(pixels, half) * half <= 7 * cdiv(pixels, block_p) * block_p
+    ):  # else an eighth of the lanes would be idle
+        block_p, block_k = half, 2 * block_k
+    return {"BLOCK_P": block_p, "BLOCK_K": block_k if vec >= 4 else max(block_k // 2, 1)}

@@ -30,6 +30,7 @@ from .geometry import (
     runs,
     sweep_tile,
     whole_map,
+    with_runs,
 )
 from .launch import Launch, compiler_options
 
@@ -139,6 +140,7 @@ def backward_plan(
         config = configs.backward_config(
             (n, c, h, w), g, dtype.itemsize, is_channels_last(x), num_sms(device), compared_size(dtype)
         )
+    config = with_runs(config, x, dy, dx)
     geometry = geometry_of(g, config, x, dy, dx)
     access, access_dy = geometry.access(x), geometry.access(dy)
     tile = whole_map(config, g, x, dy, dx)
@@ -155,6 +157,7 @@ def backward_plan(
         "FLAT_DY": access_dy.flat,
         "VEC": access.vec,
         "VEC_DY": access_dy.vec,
+        "SAME": x.stride() == dy.stride() == dx.stride(),
         "WIDE": geometry.wide,
         **tile,
         "LANE": lane,

@@ -66,7 +66,7 @@ def test_heights_around_a_strip(h: int, config: LaunchConfig, device: str) -> No
 @FORMATS
 @pytest.mark.parametrize("w", [1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 17])
 def test_widths_around_a_block(w: int, nhwc: bool, device: str) -> None:
-    """Tiles of 8 lanes; in NCHW, where a row is longer, they overlap by two columns."""
+    """Tiles of 8 columns; in NCHW, where a row is longer, they overlap by two on either side."""
     backward(make_case((1, 2, 3, w), 1, device=device, channels_last=nhwc, relu_u=w % 2 == 0), slab(block_w=8))
 
 
@@ -167,6 +167,16 @@ def test_ties_across_columns(dtype: torch.dtype, config: LaunchConfig, device: s
     case.x = torch.randint_like(case.x, 3)
     case.scale = case.scale.abs() * torch.tensor([1, -1, 0], dtype=dtype, device=device)
     backward(case, config)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+@pytest.mark.parametrize("w", [4, 12, 16, 20, 24, 28])
+def test_ties_across_runs(w: int, columns: int, device: str) -> None:
+    """Likewise, where a lane holds a run of columns of NCHW: within a run, and across the borders of runs and tiles."""
+    case = make_case((1, 3, 5, w), 1, device=device)
+    case.x = torch.randint_like(case.x, 3)
+    case.scale = case.scale.abs() * torch.tensor([1, -1, 0], dtype=case.scale.dtype, device=device)
+    backward(case, split(2, block_w=16, columns=columns) if w % 8 else slab(block_w=16, columns=columns))
 
 
 @pytest.mark.parametrize("config", [slab(), split(2)], ids=["slab", "split"])

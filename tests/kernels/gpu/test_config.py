@@ -7,7 +7,7 @@ import pytest
 import torch
 from ulsam_fused.kernels.gpu.launching import config as configs
 from ulsam_fused.kernels.gpu.launching.config import LaunchConfig, backward_config, forward_config
-from ulsam_fused.kernels.gpu.launching.geometry import is_channels_last, run_cycle, runs
+from ulsam_fused.kernels.gpu.launching.geometry import is_channels_last, run_cycle, runs, with_runs
 
 H100 = 132  # multiprocessors
 SHAPES = [  # shape, num_splits
@@ -47,7 +47,8 @@ def test_tiles(choose: object) -> None:
         assert w % config.columns == 0
         assert lanes * config.columns <= march, "no two lanes hold the same columns"
         if itemsize < 8:  # float64 has one tile for all
-            assert config.block_w >= w or config.block_w == configs.MAX_BLOCK_W, "a tile spans a row, unless it is long"
+            longest = 32 * config.columns if choose is backward_config else configs.MAX_BLOCK_W
+            assert config.block_w >= w or config.block_w == longest, "a tile spans a row, unless it is long"
             assert config.block_w >= w or w > 32 * config.columns, "which a warp cannot span"
             assert config.block_w < 2 * w or config.block_w <= 16, "no more than half a tile is idle"
 
@@ -72,20 +73,23 @@ def test_tiles_of_columns(compared: int | None) -> None:
 @pytest.mark.parametrize(
     ("w", "changes", "channels_last", "halo", "pitch"),
     [
-        (7, {"block_w": 1, "strip_columns": 7}, True, False, 9),
-        (8, {"block_w": 1, "strip_columns": 7}, True, True, 16),
-        (14, {"block_w": 2, "strip_columns": 7}, True, True, 16),
-        (8, {"block_w": 8, "strip_columns": 1}, True, True, 10),
-        (1, {"block_w": 1, "strip_columns": 1}, True, False, 3),
-        (8, {"block_w": 8, "strip_columns": 1}, False, False, 10),
-        (9, {"block_w": 8, "strip_columns": 1}, False, True, 14),
+        (7, {"block_w": 1, "strip_columns": 7}, True, 0, 9),
+        (8, {"block_w": 1, "strip_columns": 7}, True, 2, 16),
+        (14, {"block_w": 2, "strip_columns": 7}, True, 2, 16),
+        (8, {"block_w": 8, "strip_columns": 1}, True, 2, 10),
+        (1, {"block_w": 1, "strip_columns": 1}, True, 0, 3),
+        (8, {"block_w": 8, "columns": 1}, False, 0, 8),
+        (9, {"block_w": 8, "columns": 1}, False, 2, 16),
+        (10, {"block_w": 8, "columns": 2}, False, 2, 16),
+        (56, {"block_w": 64, "columns": 4}, False, 0, 64),
+        (132, {"block_w": 128, "columns": 4}, False, 4, 248),
     ],
 )
 def test_what_a_march_knows_beside_its_tile(
-    w: int, changes: dict[str, int], channels_last: bool, halo: bool, pitch: int
+    w: int, changes: dict[str, int], channels_last: bool, halo: int, pitch: int
 ) -> None:
     config = dataclasses.replace(backward_config((1, 4, 8, 8), 1, 4, channels_last, 1), **changes)
-    assert configs.has_halo(w, config, channels_last) == halo
+    assert configs.halo_columns(w, config, channels_last) == halo
     assert configs.border_pitch(w, config, channels_last) == pitch
 
 
@@ -116,6 +120,34 @@ def test_runs_of_columns(
     x = torch.empty(shape, device="meta") if strides is None else torch.empty_strided(shape, strides, device="meta")
     config = configs.norm_forward_config(shape, 1, 2, is_channels_last(x), H100)
     assert runs(x, config) == {"COLUMNS": columns, "SPAN": span}
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "tile"),
+    [
+        ((1, 2, 3, 56), None, (4, 64, 2)),
+        ((1, 2, 3, 56), (368, 184, 61, 1), (1, 32, 4)),  # rows are an odd number apart
+        ((1, 2, 3, 56), (372, 186, 62, 1), (2, 64, 2)),
+        ((1, 2, 3, 56), (372, 186, 60, 1), (2, 64, 2)),  # rows are multiples of four apart, channels are not
+        ((1, 2, 3, 56), (366, 180, 60, 1), (2, 64, 2)),  # images are not
+        ((1, 2, 3, 56), (672, 336, 112, 2), (1, 32, 4)),
+        ((1, 2, 3, 54), None, (2, 64, 2)),
+        ((1, 2, 3, 56), (336, 1, 112, 2), (4, 64, 2)),  # channels_last: runs are no matter
+    ],
+)
+def test_runs_of_columns_in_the_backward(
+    shape: tuple[int, int, int, int], strides: tuple[int, ...] | None, tile: tuple[int, int, int]
+) -> None:
+    """As above, of three tensors; with shorter runs a warp spans fewer columns, and as many elements."""
+    config = dataclasses.replace(backward_config((9, 4, 56, 56), 1, 2, False, 1), columns=4, block_w=64, block_c=2)
+    plain = torch.empty(shape, device="meta")
+    x = plain if strides is None else torch.empty_strided(shape, strides, device="meta")
+    for tensors in ((x, plain, plain), (plain, x, plain), (plain, plain, x)):
+        if not is_channels_last(x) or tensors[0] is x:
+            found = with_runs(config, *tensors)
+            assert (found.columns, found.block_w, found.block_c) == tile
+    narrow = with_runs(dataclasses.replace(config, block_w=8), plain, plain, plain)
+    assert narrow.block_w > 2 * configs.halo_columns(shape[3], narrow, False), "something is left to be written"
 
 
 @pytest.mark.parametrize(
@@ -216,9 +248,9 @@ def test_configurations_are_values(choose: object) -> None:
 
 @pytest.mark.parametrize(
     ("w", "strip_rows", "block_p", "pixels"),
-    [(5, 7, 16, 48), (16, 7, 16, 112), (16, 0, 16, 16), (1, 7, 64, 64), (9, 14, 2, 126), (56, 7, 32, 416)],
+    [(5, 7, 16, 48), (16, 7, 16, 112), (16, 0, 16, 16), (1, 7, 64, 64), (9, 14, 2, 64), (56, 7, 32, 416)],
 )
-def test_chunks_are_whole_tiles_of_about_a_strip(w: int, strip_rows: int, block_p: int, pixels: int) -> None:
+def test_chunks_are_whole_tiles_of_about_seven_rows(w: int, strip_rows: int, block_p: int, pixels: int) -> None:
     config = forward_config((1, 4, 8, 8), 1, 4, False, 1)
     config = dataclasses.replace(config, strip_rows=strip_rows, block_p=block_p)
     assert configs.chunk_pixels(w, config) == pixels
