@@ -28,15 +28,19 @@ def column_of(MAP_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr)
 def pixels(c, col, MAP_H: tl.constexpr, MAP_W: tl.constexpr, PIXEL: tl.constexpr):
     """Offsets [BLOCK_C, BLOCK_W] of the first row. Lanes lie along it in either layout."""
     if PIXEL == 1:
-        return neighbours(c * (MAP_H * MAP_W) + col)
+        return neighbours(c * (MAP_H * MAP_W), col)
     else:
         return tl.max_contiguous(c + col * PIXEL, [1, 1])
 
 
 @triton.jit
-def neighbours(o):
-    """The offsets, promised to be neighbours along a row, so that lanes lie along it, and not to be aligned."""
-    return tl.multiple_of(tl.max_contiguous(o, [1, o.shape[1]]), [1, 1])
+def neighbours(o, col):
+    """Offsets or addresses o + col, promised to be neighbours along a row, so that lanes lie along it, and not to be
+    aligned.
+
+    The sum is made here, since Triton 3.6 forgets what is promised of an argument.
+    """
+    return tl.multiple_of(tl.max_contiguous(o + col, [1, col.shape[1]]), [1, 1])
 
 
 @triton.jit
@@ -178,13 +182,15 @@ def map_forward(
         total += tl.where(lane < MAP_W, tl.exp(logits[r] - finite(m)), 0.0)
     s = tl.sum(total, 1)[:, None]
     first = (tile_c == 0) & (lane < MAP_W)
-    o_p = neighbours(col)
+    z_row_ptr = neighbours(z_ptr, col)
+    if a_ptr is not None:
+        a_row_ptr = neighbours(a_ptr, col)
     attention = ()
     for r in tl.static_range(MAP_H):
         a = tl.exp(logits[r] - m) / s
-        store_apart(z_ptr + o_p + r * MAP_W, zs[r], first)
+        store_apart(z_row_ptr + r * MAP_W, zs[r], first)
         if a_ptr is not None:
-            store_apart(a_ptr + o_p + r * MAP_W, a, first)
+            store_apart(a_row_ptr + r * MAP_W, a, first)
         attention = attention + (a,)
     if lse_ptr is not None:
         tl.store(lse_ptr + tile_c + lane, m + tl.log(s), mask=(tile_c == 0) & (lane == 0))
@@ -234,8 +240,7 @@ def map_logit_gradient(
             for r in tl.static_range(MAP_H):
                 more = more + (products[r] + ds[r].to(dtype) * xs[r].to(dtype),)
             products = more
-    o_p = neighbours(col)
-    zs = load_map(z_ptr, o_p, m_w, MAP_H, MAP_W, True)
+    zs = load_map(neighbours(z_ptr, col), 0, m_w, MAP_H, MAP_W, True)
     attention = ()
     gradients = ()
     total = tl.zeros([BLOCK_C, BLOCK_W], dtype)
@@ -243,7 +248,7 @@ def map_logit_gradient(
         a = tl.where(m_w, tl.exp(relu(zs[r], RELU_Z) - lse), 0.0)
         da = tl.sum(products[r], 0)[None, :]
         if d_attention_ptr is not None:
-            da += tl.load(d_attention_ptr + o_p + r * MAP_W).to(dtype)
+            da += tl.load(neighbours(d_attention_ptr, col) + r * MAP_W).to(dtype)
         total += a * da
         attention = attention + (a,)
         gradients = gradients + (da,)
