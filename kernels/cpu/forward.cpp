@@ -21,8 +21,6 @@ struct Forward {
   View<const T> from(int64_t i) const { return x.at(i / s.g, i % s.g * s.G()); }
   View<Y> to(int64_t i) const { return y.at(i / s.g, i % s.g * s.G()); }
 
-  int64_t a_room() const { return Scratch<F>::rounded(padded<F>(s.P()) + LANES<F>); }
-
   void logits_of(int64_t i, int64_t r0, int64_t r1, Scratch<F>& scratch) const {
     logits<F, T>(z + i * s.P(), from(i), bounds_of(x, s), s, i % s.g, *channels, r0, r1, scratch);
   }
@@ -43,7 +41,7 @@ struct Forward {
 
   void whole_maps() const {
     const Cut rows = strips<F>(s);
-    const int64_t room = std::max(channels ? logits_scratch<F>(s) : 0, a_room());
+    const int64_t room = std::max(channels ? logits_scratch<F>(s) : 0, map_room<F>(s));
     parallel<F>(s.N * s.g, s.G() * s.P(), room, [&](int64_t i, Scratch<F>& scratch) {
       if (channels)
         for (int64_t j = 0; j < rows.parts; ++j, scratch.reset()) logits_of(i, rows.begin(j), rows.end(j), scratch);
@@ -51,7 +49,7 @@ struct Forward {
         if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
         return;
       }
-      F* const a = scratch.take(a_room());
+      F* const a = scratch.take(map_room<F>(s));
       softmax_of(i, a);
       if (!reweight<F, T, Y>(to(i), from(i), a, s, 0, s.H)) exactly(i, a);
     });
@@ -59,7 +57,7 @@ struct Forward {
 
   void strips_of_maps() const {
     const Cut rows = strips<F>(s);
-    const int64_t maps = s.N * s.g, room = a_room();
+    const int64_t maps = s.N * s.g, room = map_room<F>(s);
     const int64_t work = s.G() * s.W * rows.size;
     Scratch<F> scratch(maps * room);
     F* const a = scratch.take(maps * room);
@@ -101,9 +99,7 @@ struct Forward {
 
   void run() const {
     if (!cut_into_strips<F, T>(x.s, s)) return whole_maps();
-    const Cut images = images_at_once(s);
-    for (int64_t j = 0; j < images.parts; ++j)
-      of_images(images.begin(j), images.end(j) - images.begin(j)).strips_of_maps();
+    each_images(s, [&](int64_t from, int64_t count) { of_images(from, count).strips_of_maps(); });
   }
 };
 

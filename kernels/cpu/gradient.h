@@ -43,9 +43,10 @@ struct Backward {
     const View<const T> xs = x_of(i);
     const View<const DT> Ds = D_of(i);
     const View<T> dxs = dx_of(i);
-    // 0, or NaN where a dl is not finite: dl m is then NaN though m be 0
+    // 0, or NaN where a dl of these strips is not finite: dl m is then NaN though m be 0
     Vec<F> finite{};
-    for (int64_t p = 0; p < s.P(); p += L) finite += load(dl + p) * F(0);
+    const int64_t first = strip.rows.begin(j0) * s.W / L * L;  // what is padded ends with a whole vector
+    for (int64_t p = first; p < strip.rows.end(j1 - 1) * s.W; p += L) finite += load(dl + p) * F(0);
     const F trace = sum_lanes<F>(finite);
     for (int64_t at = c0; at < c1; at += L) {
       const int64_t from = std::max(c0, std::min(at, c1 - L));  // the last vector may overlap the one before it
@@ -120,8 +121,6 @@ struct Backward {
     if (dl) std::copy(da, da + P, dl + i * P);
   }
 
-  int64_t map_room() const { return Scratch<F>::rounded(padded<F>(s.P()) + LANES<F>); }
-
   void add_up(const std::vector<F>& partial, int64_t blocks) const {
     std::copy(partial.begin(), partial.begin() + 3 * s.C, sums);
     for (int64_t b = 1; b < blocks; ++b)
@@ -131,10 +130,10 @@ struct Backward {
   void whole_maps() const {
     const Cut images = cut(s.N, std::max<int64_t>(1, s.N * s.g / 64));
     std::vector<F> partial(images.parts * 3 * s.C, F(0));
-    const int64_t work = images.size * s.G() * s.P(), room = 2 * map_room() + (dl ? 0 : Strip<F>::room(s));
+    const int64_t work = images.size * s.G() * s.P(), room = 2 * map_room<F>(s) + (dl ? 0 : Strip<F>::room(s));
     parallel<F>(images.parts * s.g, work, room, [&](int64_t item, Scratch<F>& scratch) {
       const int64_t b = item / s.g, k = item % s.g;
-      F *const a = scratch.take(map_room()), *const da = scratch.take(map_room());
+      F *const a = scratch.take(map_room<F>(s)), *const da = scratch.take(map_room<F>(s));
       const Strip<F> strip = dl ? Strip<F>() : Strip<F>(s, scratch);
       for (int64_t n = images.begin(b); n < images.end(b); ++n) {
         const int64_t i = n * s.g + k;
@@ -148,15 +147,15 @@ struct Backward {
 
   void strips_of_maps() const {
     const int64_t maps = s.N * s.g;  // of these images
-    Scratch<F> scratch(maps * (2 * map_room()));
-    F *const a = scratch.take(maps * map_room()), *const da = scratch.take(maps * map_room());
+    Scratch<F> scratch(maps * (2 * map_room<F>(s)));
+    F *const a = scratch.take(maps * map_room<F>(s)), *const da = scratch.take(maps * map_room<F>(s));
     const Cut rows = passed_rows<F, T>(x.s, s), routed = Strip<F>::rows_of(s);
     if (!dz)
       parallel(maps * rows.parts, s.G() * s.W * rows.size, [&](int64_t item) {
         const auto [i, r] = piece_of(item, s, rows.parts);
-        start(i, da + i * map_room(), rows.begin(r), rows.end(r));
+        start(i, da + i * map_room<F>(s), rows.begin(r), rows.end(r));
       });
-    parallel(maps, s.P(), [&](int64_t i) { finish(i, a + i * map_room(), da + i * map_room()); });
+    parallel(maps, s.P(), [&](int64_t i) { finish(i, a + i * map_room<F>(s), da + i * map_room<F>(s)); });
     if (dl) return;
     Cut blocks = cut(s.G(), std::max<int64_t>(1, LARGE / (routed.size * s.W)), LANES<F>);
     if (blocks.parts > 1 && blocks.end(blocks.parts - 1) - blocks.begin(blocks.parts - 1) < LANES<F>) --blocks.parts;
@@ -167,7 +166,7 @@ struct Backward {
     parallel<F>(maps * routed.parts * blocks.parts, work, Strip<F>::room(s), [&](int64_t item, Scratch<F>& own) {
       const auto [i, r] = piece_of(item / blocks.parts, s, routed.parts);
       const int64_t b = item % blocks.parts, end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
-      channels_of<false>(i, blocks.begin(b), end, a + i * map_room(), da + i * map_room(), sums_of(i / s.g, r),
+      channels_of<false>(i, blocks.begin(b), end, a + i * map_room<F>(s), da + i * map_room<F>(s), sums_of(i / s.g, r),
                          Strip<F>(s, own), r, r + 1);
     });
     for (int64_t n = 0; n < s.N; ++n)
@@ -177,7 +176,7 @@ struct Backward {
         for (int64_t r = 1; r < routed.parts; ++r)
           for (int64_t row = 0; row < 3 * s.C; row += s.C) whole[row] += sums_of(n, r)[row + c];
         if (std::isfinite(*whole)) continue;
-        const ChannelSums<F> sum = exactly(i, c % s.G(), a + i * map_room(), da + i * map_room());
+        const ChannelSums<F> sum = exactly(i, c % s.G(), a + i * map_room<F>(s), da + i * map_room<F>(s));
         whole[0] = sum.sx, whole[s.C] = sum.ss, whole[2 * s.C] = sum.m;
       }
     for (int64_t n = 0; n < s.N; ++n)
@@ -199,9 +198,7 @@ struct Backward {
 
   void run() const {
     if (!cut_into_strips<F, T>(x.s, s)) return whole_maps();
-    const Cut images = images_at_once(s);
-    for (int64_t j = 0; j < images.parts; ++j)
-      of_images(images.begin(j), images.end(j) - images.begin(j)).strips_of_maps();
+    each_images(s, [&](int64_t from, int64_t count) { of_images(from, count).strips_of_maps(); });
   }
 };
 

@@ -31,8 +31,19 @@ Cut passed_rows(const Strides& x, const Shape& s) {
   return share_lines<F, T>(x, s) ? cut(s.H, std::max<int64_t>(1, 16384 / row)) : strips<F>(s);
 }
 
-// Images whose maps are in scratch at once where they are cut into strips: few megabytes.
-inline Cut images_at_once(const Shape& s) { return cut(s.N, std::max<int64_t>(1, (1 << 20) / (s.g * s.P()))); }
+// Room for the A of one map, with a vector behind it.
+template <class F>
+int64_t map_room(const Shape& s) {
+  return Scratch<F>::rounded(padded<F>(s.P()) + LANES<F>);
+}
+
+// f(first, count) for parts of the images: as many as have their maps in scratch at once where these are cut into
+// strips, few megabytes.
+template <class Function>
+void each_images(const Shape& s, const Function& f) {
+  const Cut images = cut(s.N, std::max<int64_t>(1, (1 << 20) / (s.g * s.P())));
+  for (int64_t j = 0; j < images.parts; ++j) f(images.begin(j), images.end(j) - images.begin(j));
+}
 
 // A strip of one map: those of an image's subspaces at the same rows follow each other.
 struct Piece {

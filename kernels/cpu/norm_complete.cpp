@@ -51,7 +51,7 @@ void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Te
       using DT = std::remove_const_t<std::remove_pointer_t<decltype(D.p)>>;
       const Order order = order_of<F>(x_.s, s);
       const bool runs = order != Order::NEITHER && alike<F>(dx_.s, x_.s, s) && (!D.p || alike<F>(D.s, x_.s, s));
-      const int64_t G = s.G(), P = s.P(), room = Scratch<F>::rounded(padded<F>(P));
+      const int64_t G = s.G(), P = s.P(), room = map_room<F>(s);
       const bool joined = runs && x_.s.rows_joined(s) && dx_.s.rows_joined(s) && (!D.p || D.s.rows_joined(s));
       auto attention_of = [&](int64_t i, F* a) {
         const int64_t k = i % s.g;
@@ -87,17 +87,17 @@ void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Te
           attention_of(i, a);
           rows_of(i, a, 0, s.H);
         });
-      const Cut images = images_at_once(s), rows = passed_rows<F, T>(x_.s, s);
-      Scratch<F> scratch(images.size * s.g * room);
-      F* const a = scratch.take(images.size * s.g * room);
-      for (int64_t j = 0; j < images.parts; ++j) {
-        const int64_t before = images.begin(j) * s.g, maps = images.end(j) * s.g - before;
+      const Cut rows = passed_rows<F, T>(x_.s, s);
+      each_images(s, [&](int64_t from, int64_t count) {
+        const int64_t before = from * s.g, maps = count * s.g;
+        Scratch<F> scratch(maps * room);
+        F* const a = scratch.take(maps * room);
         parallel(maps, P, [&](int64_t i) { attention_of(before + i, a + i * room); });
         parallel(maps * rows.parts, G * s.W * rows.size, [&](int64_t item) {
           const auto [i, r] = piece_of(item, s, rows.parts);
           rows_of(before + i, a + i * room, rows.begin(r), rows.end(r));
         });
-      }
+      });
     });
   });
 }

@@ -179,8 +179,9 @@ template <class F>
 int64_t planes_scratch(const Shape& s) {
   const Columns<F> columns(s.W);
   const int64_t rows = strips<F>(s).size;
+  const int64_t packed = std::max<int64_t>(together(columns, rows), std::min<int64_t>(s.G(), LANES<F>));
   return 2 * Scratch<F>::rounded(rows * columns.width) +
-         std::max<int64_t>(together(columns, rows), std::min<int64_t>(s.G(), LANES<F>)) * Scratch<F>::rounded((rows + 2) * columns.width + 2 * LANES<F>);
+         packed * Scratch<F>::rounded((rows + 2) * columns.width + 2 * LANES<F>);
 }
 
 // Addresses that may be read: those from a tensor's first number up to its last.
