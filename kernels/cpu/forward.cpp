@@ -98,7 +98,9 @@ struct Forward {
   }
 
   void run() const {
-    if (!cut_into_strips<F, T>(x.s, s)) return whole_maps();
+    // either way gives the same numbers
+    const bool sharing = share_lines<F, T>(x.s, s) || leaves_idle(s.N * s.g);
+    if (!cut_into_strips<F, T>(x.s, s) || !sharing) return whole_maps();
     each_images(s, [&](int64_t from, int64_t count) { of_images(from, count).strips_of_maps(); });
   }
 };

@@ -148,27 +148,40 @@ struct Backward {
   void strips_of_maps() const {
     const int64_t maps = s.N * s.g;  // of these images
     Scratch<F> scratch(maps * (2 * map_room<F>(s)));
-    F *const a = scratch.take(maps * map_room<F>(s)), *const da = scratch.take(maps * map_room<F>(s));
+    F* const a = scratch.take(maps * map_room<F>(s)), *const da = scratch.take(maps * map_room<F>(s));
     const Cut rows = passed_rows<F, T>(x.s, s), routed = Strip<F>::rows_of(s);
-    if (!dz)
-      parallel(maps * rows.parts, s.G() * s.W * rows.size, [&](int64_t item) {
-        const auto [i, r] = piece_of(item, s, rows.parts);
-        start(i, da + i * map_room<F>(s), rows.begin(r), rows.end(r));
-      });
-    parallel(maps, s.P(), [&](int64_t i) { finish(i, a + i * map_room<F>(s), da + i * map_room<F>(s)); });
-    if (dl) return;
     Cut blocks = cut(s.G(), std::max<int64_t>(1, LARGE / (routed.size * s.W)), LANES<F>);
     if (blocks.parts > 1 && blocks.end(blocks.parts - 1) - blocks.begin(blocks.parts - 1) < LANES<F>) --blocks.parts;
     // of each image and strip
-    std::vector<F> partial(s.N * routed.parts * 3 * s.C, F(0));
+    std::vector<F> partial(dl ? 0 : s.N * routed.parts * 3 * s.C, F(0));
     auto sums_of = [&](int64_t n, int64_t r) { return &partial[(n * routed.parts + r) * 3 * s.C]; };
-    const int64_t work = routed.size * s.W * blocks.size;
-    parallel<F>(maps * routed.parts * blocks.parts, work, Strip<F>::room(s), [&](int64_t item, Scratch<F>& own) {
-      const auto [i, r] = piece_of(item / blocks.parts, s, routed.parts);
-      const int64_t b = item % blocks.parts, end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
-      channels_of<false>(i, blocks.begin(b), end, a + i * map_room<F>(s), da + i * map_room<F>(s), sums_of(i / s.g, r),
-                         Strip<F>(s, own), r, r + 1);
-    });
+    auto a_of = [&](int64_t i) { return a + i * map_room<F>(s); };
+    auto da_of = [&](int64_t i) { return da + i * map_room<F>(s); };
+    auto route_block = [&](int64_t i, int64_t r, int64_t b, Scratch<F>& own) {
+      const int64_t end = b + 1 < blocks.parts ? blocks.end(b) : s.G();
+      channels_of<false>(i, blocks.begin(b), end, a_of(i), da_of(i), sums_of(i / s.g, r), Strip<F>(s, own), r, r + 1);
+    };
+    if (!share_lines<F, T>(x.s, s) && !leaves_idle(maps)) {  // the same numbers in another order
+      parallel<F>(maps, s.G() * s.P(), Strip<F>::room(s), [&](int64_t i, Scratch<F>& own) {
+        if (!dz) start(i, da_of(i), 0, s.H);
+        finish(i, a_of(i), da_of(i));
+        for (int64_t r = 0; r < routed.parts && !dl; ++r)
+          for (int64_t b = 0; b < blocks.parts; ++b, own.reset()) route_block(i, r, b, own);
+      });
+    } else {
+      if (!dz)
+        parallel(maps * rows.parts, s.G() * s.W * rows.size, [&](int64_t item) {
+          const auto [i, r] = piece_of(item, s, rows.parts);
+          start(i, da_of(i), rows.begin(r), rows.end(r));
+        });
+      parallel(maps, s.P(), [&](int64_t i) { finish(i, a_of(i), da_of(i)); });
+      const int64_t items = dl ? 0 : maps * routed.parts * blocks.parts, work = routed.size * s.W * blocks.size;
+      parallel<F>(items, work, Strip<F>::room(s), [&](int64_t item, Scratch<F>& own) {
+        const auto [i, r] = piece_of(item / blocks.parts, s, routed.parts);
+        route_block(i, r, item % blocks.parts, own);
+      });
+    }
+    if (dl) return;
     for (int64_t n = 0; n < s.N; ++n)
       for (int64_t c = 0; c < s.C; ++c) {
         const int64_t i = n * s.g + c / s.G();

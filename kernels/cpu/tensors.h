@@ -158,6 +158,17 @@ void parallel_ranges(int64_t items, int64_t work, const Function& range) {
 #endif
 }
 
+// Whether threads that each take whole maps are left without one while others have some. Where none is, a map that is
+// read twice is still in the cache the second time: 8x512x14x14 in one subspace, forward + backward 1394 to 1180 us.
+inline bool leaves_idle(int64_t maps) {
+#ifdef ULSAM_OWN_THREADS
+  return true;
+#else
+  const int64_t threads = torch::stable::get_num_threads();
+  return maps < 4 * threads && maps % threads != 0;
+#endif
+}
+
 // f(i) for each i.
 template <class Function>
 void parallel(int64_t items, int64_t work, const Function& f) {

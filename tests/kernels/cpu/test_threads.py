@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.pr
 SHAPES = [
     ((5, 64, 14, 14), 4),  # whole maps, one image in a block
     ((40, 24, 14, 14), 3),  # several images in a block
-    ((1, 32, 56, 60), 2),  # strips of few large maps
-    ((3, 40, 20, 50), 1),
+    ((1, 32, 56, 60), 2),  # few large maps: whole with 1 and 2 threads, cut into strips with 3
+    ((3, 40, 20, 50), 1),  # cut into strips with 2
 ]
 
 
