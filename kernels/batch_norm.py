@@ -24,16 +24,15 @@ def update_running(running: Running, mean: Tensor, var: Tensor, count: Tensor, f
         factor = factor.to(mean.dtype)
         mean, unbiased = mean * factor, unbiased * factor.square()
     if running.bias is not None:
-        mean = mean + running.bias
+        mean = mean + running.bias.detach()
     running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
     running.var.lerp_(unbiased.to(running.var.dtype), running.momentum)
 
 
 def mark_updated(exchange: Exchange) -> None:
     """Tell autograd that a kernel has written the running statistics: what it has saved of them is not what it was."""
-    for running in (exchange.running1, exchange.running2):
-        if running is not None:
-            torch.autograd.graph.increment_version((running.mean, running.var))
+    updated = [t for running in exchange[:2] if running is not None for t in (running.mean, running.var)]
+    torch.autograd.graph.increment_version(tuple(updated))
 
 
 def without_norm(z: Tensor, b: Tensor | None) -> Tensor:

@@ -84,7 +84,7 @@ class Running(NamedTuple):
 
     mean: Tensor  # [K]
     var: Tensor  # [K], unbiased
-    bias: Tensor | None  # [K] of the convolution before the norm: it moves the mean
+    bias: Tensor | None  # [K] of the convolution before the norm: it moves the mean, and gets no gradient of it
     momentum: float
 
 

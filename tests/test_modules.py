@@ -82,11 +82,21 @@ def test_out_dtype_of_the_output_alone(norm: str | None) -> None:
 
 
 @pytest.mark.parametrize("norm", ["dw_norm", "pw_norm"])
-@pytest.mark.parametrize("part", ["weight", "bias"])
-def test_a_norm_of_the_wrong_length(norm: str, part: str) -> None:
-    layer = uf.ULSAM(4, 2, norm="batch")
-    setattr(getattr(layer, norm), part, nn.Parameter(torch.ones(3)))
+@pytest.mark.parametrize("part", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_of_the_wrong_length(norm: str, part: str, training: bool) -> None:
+    """A kernel would read, and write, behind the end of running statistics that are too short."""
+    layer = uf.ULSAM(4, 2, norm="batch").train(training)
+    wrong = torch.ones(3)
+    setattr(getattr(layer, norm), part, wrong if part.startswith("running") else nn.Parameter(wrong))
     with pytest.raises(ValueError, match=rf"{norm}.{part} must have shape \[[24]\], got \[3\]"):
+        layer(torch.randn(2, 4, 3, 3))
+
+
+def test_running_statistics_of_integers() -> None:
+    layer = uf.ULSAM(4, 2, norm="batch")
+    layer.pw_norm.running_var = torch.ones(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"pw_norm.running_var must be one of float16, .*, got torch.int64"):
         layer(torch.randn(2, 4, 3, 3))
 
 

@@ -67,32 +67,58 @@ def accepts(
 
     On a CPU the checks took a tenth of the call at 8x160x7x7: what runs once per call runs from cold caches.
     """
-    if type(num_splits) is not int or type(dw_weight) not in PLAIN or type(pw_weight) not in PLAIN:
+    if type(num_splits) is not int or type(x) not in PLAIN or type(dw_weight) not in PLAIN or x.is_nested:
         return False
-    if type(x) not in PLAIN or x.is_nested:
+    shape, dtype, device, own = x.shape, x.dtype, x.device, dw_weight.dtype
+    if len(shape) != 4 or x.layout is not torch.strided or dtype not in FLOATS:
         return False
-    if not (x.layout is dw_weight.layout is pw_weight.layout is torch.strided):
-        return False
-    shape, dtype, dw_dtype = x.shape, x.dtype, dw_weight.dtype
+    _, channels, height, width = shape
     return (
-        len(shape) == 4
-        and dtype in FLOATS
-        and shape[1] > 0
-        and shape[2] > 0
-        and shape[3] > 0
+        channels > 0
+        and height > 0
+        and width > 0
         and num_splits > 0
-        and shape[1] % num_splits == 0
-        and dw_weight.shape == pw_weight.shape == shape[1:2]
-        and dw_dtype == pw_weight.dtype
-        and (dw_dtype == dtype or (dw_dtype == torch.float32 and dtype in HALVES))
-        and x.device == dw_weight.device == pw_weight.device
-        and (dw_bias is None or _alike(dw_bias, dw_weight, shape[1]))
-        and (pw_bias is None or _alike(pw_bias, dw_weight, num_splits))
+        and channels % num_splits == 0
+        and (own is dtype or (own is torch.float32 and dtype in HALVES))
+        and _are_vectors((dw_weight, pw_weight), channels, own, device)
+        and (dw_bias is None or _are_vectors((dw_bias,), channels, own, device))
+        and (pw_bias is None or _are_vectors((pw_bias,), num_splits, own, device))
     )
 
 
-def _alike(p: object, other: Tensor, length: int) -> bool:
-    return type(p) in PLAIN and p.shape == (length,) and p.dtype == other.dtype and p.device == other.device  # type: ignore[attr-defined]
+def accepts_norm(
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    weight: object,
+    bias: object,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> bool:
+    """Whether a BatchNorm's tensors are plainly valid, as `accepts`; dtype: of the convolutions' weights."""
+    if running_mean is None or running_var is None:
+        return running_mean is running_var and _are_vectors((weight, bias), channels, dtype, device)
+    return (
+        running_mean.dtype in FLOATS
+        and running_mean.is_contiguous()
+        and running_var.is_contiguous()
+        and _are_vectors((running_mean, running_var), channels, running_mean.dtype, device)
+        and _are_vectors((weight, bias), channels, dtype, device)
+    )
+
+
+def _are_vectors(tensors: tuple[object, ...], length: int, dtype: torch.dtype, device: torch.device) -> bool:
+    size = (length,)
+    for t in tensors:
+        if not (
+            type(t) in PLAIN
+            and t.dtype is dtype  # type: ignore[attr-defined]
+            and t.shape == size  # type: ignore[attr-defined]
+            and t.device == device  # type: ignore[attr-defined]
+            and t.layout is torch.strided  # type: ignore[attr-defined]
+        ):
+            return False
+    return True
 
 
 def check_x(x: object) -> Tensor:
@@ -152,40 +178,24 @@ def check_parameters(x: Tensor, parameters: dict[str, tuple[object, int]]) -> No
         first = first or (name, p.dtype)
 
 
-def accepts_norm(
-    x: Tensor,
-    dtype: torch.dtype,
-    weight: object,
-    bias: object,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    channels: int,
-) -> bool:
-    """Whether a BatchNorm's tensors are plainly valid, as `accepts`."""
-    for statistic in (running_mean, running_var):
-        if statistic is not None and not (type(statistic) in PLAIN and statistic.is_contiguous()):
-            return False
-    return (
-        type(weight) in PLAIN
-        and type(bias) in PLAIN
-        and weight.shape == bias.shape == (channels,)  # type: ignore[attr-defined]
-        and weight.dtype == bias.dtype == dtype  # type: ignore[attr-defined]
-        and weight.device == bias.device == x.device  # type: ignore[attr-defined]
-    )
-
-
-def check_norm_parameters(
-    x: Tensor, dtype: torch.dtype, weight: object, bias: object, channels: int, name: str
+def check_norm_tensors(
+    x: Tensor, dtype: torch.dtype, channels: int, name: str, weight: object, bias: object, *running: Tensor | None
 ) -> None:
-    """A BatchNorm's parameters: vectors of its channels on x's device, of the convolutions' type or float32."""
-    for part, p in (("weight", weight), ("bias", bias)):
+    """A BatchNorm's tensors are vectors of its channels on x's device: parameters of the convolutions' type or
+    float32, running mean and variance of any floating type."""
+    for part, p in (("weight", weight), ("bias", bias), *zip(("running_mean", "running_var"), running, strict=True)):
+        if p is None and part.startswith("running"):
+            continue
         if not isinstance(p, Tensor):
             raise TypeError(f"{name}.{part} must be a torch.Tensor, got {type(p).__name__}")
         if p.shape != (channels,):
             raise ValueError(f"{name}.{part} must have shape [{channels}], got {list(p.shape)}")
         if p.device != x.device:
             raise ValueError(f"{name}.{part} must be on x's device {x.device}, got {p.device}")
-        if p.dtype != dtype and not (p.dtype == torch.float32 and dtype in HALVES):
+        if part.startswith("running"):
+            if p.dtype not in FLOATS:
+                raise TypeError(f"{name}.{part} must be one of {_names(FLOATS)}, got {p.dtype}")
+        elif p.dtype != dtype and not (p.dtype == torch.float32 and dtype in HALVES):
             raise TypeError(f"{name}.{part} must be {dtype} as the convolutions or torch.float32, got {p.dtype}")
 
 

@@ -53,8 +53,8 @@ def norm_attention(
         gamma1, beta1, mean1, var1, gamma2, beta2, mean2, var2 = norms
         mean1, var1, mean2, var2 = map(values.contiguous, (mean1, var1, mean2, var2))
         num_splits = checks.check_arguments(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-        checks.check_norm_parameters(x, dw_weight.dtype, gamma1, beta1, x.shape[1], "dw_norm")
-        checks.check_norm_parameters(x, dw_weight.dtype, gamma2, beta2, num_splits, "pw_norm")
+        checks.check_norm_tensors(x, dw_weight.dtype, x.shape[1], "dw_norm", gamma1, beta1, mean1, var1)
+        checks.check_norm_tensors(x, dw_weight.dtype, num_splits, "pw_norm", gamma2, beta2, mean2, var2)
     if out_dtype is not None:
         checks.check_out_dtype(out_dtype)
     # by torch.nn.BatchNorm2d's rule
@@ -142,10 +142,11 @@ def plainly_valid(
     num_splits: int,
 ) -> bool:
     """As `checks.accepts`, norms included: what it says of these sizes, types and devices holds for others alike."""
+    device, dtype = x.device, dw_weight.dtype
     return (
         checks.accepts(x, dw_weight, pw_weight, num_splits, dw_bias, pw_bias)
-        and checks.accepts_norm(x, dw_weight.dtype, *norm_tensors(dw_norm), x.shape[1])
-        and checks.accepts_norm(x, dw_weight.dtype, *norm_tensors(pw_norm), num_splits)
+        and checks.accepts_norm(device, dtype, x.shape[1], *norm_tensors(dw_norm))
+        and checks.accepts_norm(device, dtype, num_splits, *norm_tensors(pw_norm))
     )
 
 
@@ -184,7 +185,7 @@ def _running(
     momentum = norm.momentum
     if momentum is None:  # a plain average over all batches
         momentum = 1.0 / float(norm.num_batches_tracked.reshape(-1)[0])  # type: ignore[union-attr]
-    return Running(mean, var, None if bias is None else bias.detach(), momentum)
+    return Running(mean, var, bias, momentum)
 
 
 def _keep(norm: nn.BatchNorm2d | Norm, running: Running | None) -> None:

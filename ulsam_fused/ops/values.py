@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .checks import HALVES, PLAIN
 
+_usual_keys: set[int] = set()  # sets of dispatch keys, as bits: those of a device's tensors are few
+
 
 @functools.cache
 def _strange_keys(device: str) -> int:
@@ -29,10 +31,15 @@ def unusual(t: Tensor | None) -> bool:
     """Whether the value of t is anything but its memory, or it has none."""
     if t is None:
         return False
-    if type(t) not in PLAIN or t.is_meta:
+    if type(t) not in PLAIN:
         return True
     found: int = torch._C._dispatch_keys(t).raw_repr()
-    return found & _strange_keys(t.device.type) != 0
+    if found in _usual_keys:  # one look for all that is asked here
+        return False
+    if t.is_meta or found & _strange_keys(t.device.type) != 0:
+        return True
+    _usual_keys.add(found)
+    return False
 
 
 def negated(tensors: Iterable[Tensor | None]) -> bool:
