@@ -26,47 +26,49 @@ struct Moments {
   }
 };
 
-// One run of memory.
+// `runs` runs of n numbers in memory, `step` apart.
 template <class F, class T>
-void add_run(Moments<F, F>& moments, const T* x, int64_t n) {
+void add_runs(Moments<F, F>& moments, const T* x, int64_t step, int64_t runs, int64_t n) {
   constexpr int L = LANES<F>;
   using V = Vec<F>;
-  auto lanes_at = [&](int64_t i) { return int(std::min<int64_t>(L, n - i)); };
-  V sum{}, sum2{};
-  int64_t i = 0;
-  for (; i + 2 * L <= n; i += 2 * L) sum += load<F>(x + i), sum2 += load<F>(x + i + L);
-  for (; i < n; i += L) sum += load_some<F>(x + i, lanes_at(i));
-  const F mean = sum_lanes<F>(sum + sum2) / F(n);
+  auto sum_of = [&](const auto& term) {
+    V sum{}, sum2{};
+    const T* p = x;
+    for (int64_t r = 0; r < runs; ++r, p += step) {
+      int64_t i = 0;
+      for (; i + 2 * L <= n; i += 2 * L) sum += term(load<F>(p + i)), sum2 += term(load<F>(p + i + L));
+      if (i + L <= n) sum += term(load<F>(p + i)), i += L;
+      const int rest = int(n - i);
+      if (rest) sum2 += first_lanes<F>(term(load_some<F>(p + i, rest)), rest, V{});
+    }
+    return sum_lanes<F>(sum + sum2);
+  };
+  const F mean = sum_of([](V v) { return v; }) / F(n * runs);
   const V mean_v = broadcast(mean);
-  V m2{}, m2_2{};
-  for (i = 0; i + 2 * L <= n; i += 2 * L) {
-    const V a = load<F>(x + i) - mean_v, b = load<F>(x + i + L) - mean_v;
-    m2 += a * a, m2_2 += b * b;
-  }
-  for (; i < n; i += L) {
-    const V a = first_lanes<F>(load_some<F>(x + i, lanes_at(i)) - mean_v, lanes_at(i), V{});
-    m2 += a * a;
-  }
-  moments.add(F(n), mean, sum_lanes<F>(m2 + m2_2));
+  const F m2 = sum_of([&](V v) { return (v - mean_v) * (v - mean_v); });
+  moments.add(F(n * runs), mean, m2);
 }
 
 template <class F, class T>
 Moments<F, F> of_channel(View<const T> x, const Shape& s) {
   Moments<F, F> moments;
-  const bool joined = x.s.rows_joined(s);
-  const int64_t runs = joined ? 1 : s.H, length = joined ? s.P() : s.W;
+  if (x.s.w == 1 || s.W == 1) {
+    // a run is a map where its rows are joined, else a row; a piece has several, or is a part of one
+    const bool joined = x.s.rows_joined(s);
+    const int64_t length = joined ? s.P() : s.W, step = joined ? x.s.n : x.s.h;
+    const Cut runs = cut(joined ? s.N : s.H, std::max<int64_t>(1, PIECE / length)), parts = cut(length, PIECE);
+    for (int64_t n = 0; n < (joined ? 1 : s.N); ++n)
+      for (int64_t j = 0; j < runs.parts; ++j)
+        for (int64_t i = 0; i < parts.parts; ++i)
+          add_runs<F, T>(moments, x.at(n, 0).p + runs.begin(j) * step + parts.begin(i), step,
+                         runs.end(j) - runs.begin(j), parts.end(i) - parts.begin(i));
+    return moments;
+  }
+  std::vector<F> gathered(s.W);
   for (int64_t n = 0; n < s.N; ++n)
-    for (int64_t r = 0; r < runs; ++r) {
-      const T* row = x.at(n, 0).row(r);
-      if (x.s.w == 1 || s.W == 1) {
-        const Cut pieces = cut(length, PIECE);
-        for (int64_t i = 0; i < pieces.parts; ++i)
-          add_run<F, T>(moments, row + pieces.begin(i), pieces.end(i) - pieces.begin(i));
-      } else {
-        std::vector<F> gathered(s.W);
-        for (int64_t w = 0; w < s.W; ++w) gathered[w] = get(row + w * x.s.w);
-        add_run<F, F>(moments, gathered.data(), s.W);
-      }
+    for (int64_t r = 0; r < s.H; ++r) {
+      for (int64_t w = 0; w < s.W; ++w) gathered[w] = get(x.at(n, 0).row(r) + w * x.s.w);
+      add_runs<F, F>(moments, gathered.data(), 0, 1, s.W);
     }
   return moments;
 }
