@@ -4,27 +4,43 @@ See `contract.Backend` for shapes.
 The mathematics stands in forward.cpp and backward.cpp. `build.problem()` says whether the operators can be had.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from ..contract import Forward, Gradients, Inputs, Options
 from . import build
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def without_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """torch.no_grad(), which takes two microseconds, where gradients are on: in an autograd.Function they are not."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if is_grad_enabled():
+            with torch.no_grad():
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called
+
+
+@without_gradients
 def forward(inputs: Inputs, options: Options) -> Forward:
     """A and lse are None unless needed."""
-    if torch.is_grad_enabled():  # in an autograd.Function it is not, and the context costs microseconds
-        with torch.no_grad():
-            return forward(inputs, options)
     num_splits, relu_u, relu_z, out_dtype, need_attention, need_lse = options[:6]
     wide = out_dtype is not None and is_wider(out_dtype, inputs.x)
     found = operator("forward")(*inputs, num_splits, relu_u, relu_z, wide, need_attention, need_lse)
     return Forward(*found) if out_dtype is None else Forward(found[0].to(out_dtype), *found[1:])
 
 
+@without_gradients
 def backward(
     dy: Tensor | None,
     d_attention: Tensor | None,
@@ -34,13 +50,9 @@ def backward(
     options: Options,
 ) -> Gradients:
     """db is exactly 0 (or NaN) where act_z is the identity. lse is not needed here: z gives A to the last bit."""
-    with torch.no_grad():
-        return Gradients(
-            *operator("backward")(
-                given_gradient(dy, inputs.x), given_map(d_attention, z), *inputs, z,
-                options.num_splits, options.relu_u, options.relu_z,
-            )
-        )  # fmt: skip
+    num_splits, relu_u, relu_z = options[:3]
+    dy, d_attention = given_gradient(dy, inputs.x), given_map(d_attention, z)
+    return Gradients(*operator("backward")(dy, d_attention, *inputs, z, num_splits, relu_u, relu_z))
 
 
 _operators: dict[str, Callable[..., Any]] = {}

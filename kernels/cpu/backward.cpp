@@ -136,4 +136,19 @@ std::tuple<Tensor, Tensor, Maybe, Maybe, Tensor, Tensor> norm_route(Maybe dy, Te
   return {dx, ddw, dgamma1, dbeta1, dpw, S};
 }
 
+// All steps: the gradients of x, dw, gamma1, beta1, pw, gamma2 and beta2.
+std::tuple<Tensor, Tensor, Maybe, Maybe, Tensor, Maybe, Maybe> norm_backward(Maybe dy, Maybe d_attention, Tensor x,
+                                                                             Tensor dw, Maybe gamma1, Maybe beta1,
+                                                                             Tensor pw, Maybe gamma2, Maybe beta2,
+                                                                             Tensor z, Tensor first, Tensor second,
+                                                                             double eps1, bool relu_u, bool relu_z) {
+  const auto [dl, totals, dgamma2, dbeta2] =
+      norm_logit_gradient(dy, d_attention, x, z, second, gamma2, beta2, relu_z);
+  const auto [dx, ddw, dgamma1, dbeta1, dpw, S] =
+      norm_route(gamma1 ? Maybe() : dy, x, dw, gamma1 ? Maybe(first) : Maybe(), gamma1, beta1, pw, z, second, dl,
+                 gamma2 ? Maybe(totals) : Maybe(), eps1, relu_u, relu_z);
+  if (gamma1) norm_complete(dy, x, z, second, first, dw, S, dx, relu_z);
+  return {dx, ddw, dgamma1, dbeta1, dpw, dgamma2, dbeta2};
+}
+
 }  // namespace ulsam

@@ -31,6 +31,16 @@ STABLE_TORCH_LIBRARY(ulsam_fused_cpu, m) {
   m.def(
       "norm_complete(Tensor? dy, Tensor x, Tensor z, Tensor second, Tensor first, Tensor dw, Tensor S, "
       "Tensor(a!) dx, bool relu_z) -> ()");
+  m.def(
+      "norm_forward(Tensor x, Tensor dw, Tensor? gamma1, Tensor? beta1, float eps1, Tensor(a!)? running_mean1, "
+      "Tensor(b!)? running_var1, Tensor? bias1, float momentum1, Tensor pw, Tensor? gamma2, Tensor? beta2, float eps2, "
+      "Tensor(c!)? running_mean2, Tensor(d!)? running_var2, Tensor? bias2, float momentum2, int num_splits, "
+      "bool relu_u, bool relu_z, bool wide, bool need_attention) -> "
+      "(Tensor, Tensor?, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "norm_backward(Tensor? dy, Tensor? d_attention, Tensor x, Tensor dw, Tensor? gamma1, Tensor? beta1, Tensor pw, "
+      "Tensor? gamma2, Tensor? beta2, Tensor z, Tensor first, Tensor second, float eps1, bool relu_u, bool relu_z) -> "
+      "(Tensor, Tensor, Tensor?, Tensor?, Tensor, Tensor?, Tensor?)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ulsam_fused_cpu, CPU, m) {
@@ -43,4 +53,6 @@ STABLE_TORCH_LIBRARY_IMPL(ulsam_fused_cpu, CPU, m) {
   m.impl("norm_logit_gradient", TORCH_BOX(&ulsam::norm_logit_gradient));
   m.impl("norm_route", TORCH_BOX(&ulsam::norm_route));
   m.impl("norm_complete", TORCH_BOX(&ulsam::norm_complete));
+  m.impl("norm_forward", TORCH_BOX(&ulsam::norm_forward));
+  m.impl("norm_backward", TORCH_BOX(&ulsam::norm_backward));
 }

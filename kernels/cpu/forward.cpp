@@ -17,6 +17,7 @@ struct Forward {
   const Channels<F>* channels;    // null: z is given
   std::vector<Affine<F>> affine;  // [g]; empty: z is all that is wanted
   F *z, *attention, *lse;         // [N, g, P], [N, g, P] or null, [N, g] or null
+  const F* variances = nullptr;   // of the channels of all x, where they are known: no NaN and no infinity hides there
 
   View<const T> from(int64_t i) const { return x.at(i / s.g, i % s.g * s.G()); }
   View<Y> to(int64_t i) const { return y.at(i / s.g, i % s.g * s.G()); }
@@ -33,6 +34,14 @@ struct Forward {
     drop_tiny(a, s.P());
   }
 
+  // Logits alone leave no y in which to look.
+  void check(int64_t i) const {
+    const int64_t c0 = i % s.g * s.G();
+    auto finite = [](F var) { return std::isfinite(var); };
+    if (variances && std::all_of(variances + c0, variances + c0 + s.G(), finite)) return;
+    if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
+  }
+
   void exactly(int64_t i, F* a) const {
     if (channels) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
     softmax_of(i, a);
@@ -45,10 +54,7 @@ struct Forward {
     parallel<F>(s.N * s.g, s.G() * s.P(), room, [&](int64_t i, Scratch<F>& scratch) {
       if (channels)
         for (int64_t j = 0; j < rows.parts; ++j, scratch.reset()) logits_of(i, rows.begin(j), rows.end(j), scratch);
-      if (affine.empty()) {
-        if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
-        return;
-      }
+      if (affine.empty()) return check(i);
       F* const a = scratch.take(map_room<F>(s));
       softmax_of(i, a);
       if (!reweight<F, T, Y>(to(i), from(i), a, s, 0, s.H)) exactly(i, a);
@@ -68,12 +74,7 @@ struct Forward {
         const auto [i, r] = piece_of(j, s, rows.parts);
         logits_of(i, rows.begin(r), rows.end(r), scratch);
       });
-    if (affine.empty()) {
-      parallel(maps, s.G() * s.P(), [&](int64_t i) {
-        if (!all_finite<F, T>(from(i), s)) exact_logits<F, T>(z + i * s.P(), from(i), s, i % s.g, *channels);
-      });
-      return;
-    }
+    if (affine.empty()) return parallel(maps, s.G() * s.P(), [&](int64_t i) { check(i); });
     parallel(maps, s.P(), [&](int64_t i) { softmax_of(i, a + i * room); });
     parallel(maps * passed.parts, s.G() * s.W * passed.size, [&](int64_t j) {
       const auto [i, r] = piece_of(j, s, passed.parts);
@@ -108,12 +109,12 @@ struct Forward {
 // y has the type of x or of the computation.
 template <class F, class T>
 void run(const Shape& s, const Tensor& x, const Maybe& y, const Channels<F>* channels, std::vector<Affine<F>> affine,
-         const Tensor& z, const Maybe& attention, const Maybe& lse) {
+         const Tensor& z, const Maybe& attention, const Maybe& lse, const F* variances = nullptr) {
   if (s.N * s.C * s.P() == 0) return;
   auto with = [&](auto type) {
     using Y = decltype(type);
     const Forward<F, T, Y> call{s, view<T>(x), y ? out<Y>(*y) : View<Y>{}, channels, std::move(affine), numbers<F>(z),
-                                numbers<F>(attention), numbers<F>(lse)};
+                                numbers<F>(attention), numbers<F>(lse), variances};
     call.run();
   };
   if (!y || y->scalar_type() == type_of<T>()) with(T());
@@ -200,7 +201,7 @@ std::tuple<Tensor, Tensor> norm_logits(Tensor x, Maybe parts, Tensor dw, Maybe g
     const F* const folded = numbers<F>(first);
     const Channels<F> channels(s, gamma1 ? std::vector<F>(folded, folded + s.C) : list<F>(dw, s.C),
                                list<F>(shift, s.C), list<F>(pw, s.C), {}, relu_u);
-    run<F, decltype(type)>(s, x, {}, &channels, {}, z, {}, {});
+    run<F, decltype(type)>(s, x, {}, &channels, {}, z, {}, {}, gamma1 ? folded + 3 * s.C : nullptr);
   });
   return {first, z};
 }
@@ -227,6 +228,18 @@ std::tuple<Tensor, Maybe, Tensor, Tensor> norm_apply(Tensor x, Tensor z, Maybe p
     run<F, decltype(type)>(s, x, y, nullptr, affine_of<F>(second, s.g, relu_z), z, attention, lse);
   });
   return {y, attention, lse, second};
+}
+
+// Both: y, A, z, lse, first, second.
+std::tuple<Tensor, Maybe, Tensor, Tensor, Tensor, Tensor> norm_forward(
+    Tensor x, Tensor dw, Maybe gamma1, Maybe beta1, double eps1, Maybe running_mean1, Maybe running_var1, Maybe bias1,
+    double momentum1, Tensor pw, Maybe gamma2, Maybe beta2, double eps2, Maybe running_mean2, Maybe running_var2,
+    Maybe bias2, double momentum2, int64_t num_splits, bool relu_u, bool relu_z, bool wide, bool need_attention) {
+  const auto [first, z] = norm_logits(x, {}, dw, gamma1, beta1, eps1, running_mean1, running_var1, bias1, momentum1, pw,
+                                      num_splits, relu_u);
+  const auto [y, attention, lse, second] = norm_apply(x, z, {}, gamma2, beta2, eps2, running_mean2, running_var2, bias2,
+                                                      momentum2, relu_z, wide, need_attention);
+  return {y, attention, z, lse, first, second};
 }
 
 }  // namespace ulsam

@@ -32,30 +32,34 @@ from ..contract import (
     NormSaved,
     Options,
 )
-from .backend import given_gradient, given_map, is_wider, operator
+from .backend import given_gradient, given_map, is_wider, operator, without_gradients
 
 _NOT_UPDATED = (None, None, None, 0.0)  # in place of a Running
 _NO_NORM = (None, None, None, None, 0.0)  # in place of a FixedNorm
 
 
+@without_gradients
 def norm_forward(inputs: NormInputs, options: Options, exchange: Exchange) -> NormForward:
     """A is None unless needed, and first is empty without the depthwise norm."""
     x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     running1, running2, group = exchange
-    out_dtype = options.out_dtype
-    with torch.no_grad():
-        first, z = operator("norm_logits")(
-            x, gathered(x, gamma1, group), dw, gamma1, beta1, options.eps1, *running1 or _NOT_UPDATED, pw,
-            options.num_splits, options.relu_u,
-        )  # fmt: skip
+    own1, own2 = running1 or _NOT_UPDATED, running2 or _NOT_UPDATED
+    g, relu_u, relu_z, out_dtype, need_attention, _, eps1, eps2, _ = options
+    wide = out_dtype is not None and is_wider(out_dtype, x)
+    if group is None:
+        y, attention, z, lse, first, second = operator("norm_forward")(
+            x, dw, gamma1, beta1, eps1, *own1, pw, gamma2, beta2, eps2, *own2, g, relu_u, relu_z, wide, need_attention
+        )
+    else:
+        first, z = operator("norm_logits")(x, gathered(x, gamma1, group), dw, gamma1, beta1, eps1, *own1, pw, g, relu_u)
         y, attention, lse, second = operator("norm_apply")(
-            x, z, gathered(z, gamma2, group), gamma2, beta2, options.eps2, *running2 or _NOT_UPDATED,
-            options.relu_z, out_dtype is not None and is_wider(out_dtype, x), options.need_attention,
-        )  # fmt: skip
-        mark_updated(exchange)
-        return NormForward(y if out_dtype is None else y.to(out_dtype), attention, z, lse, first, second)
+            x, z, gathered(z, gamma2, group), gamma2, beta2, eps2, *own2, relu_z, wide, need_attention
+        )
+    mark_updated(exchange)
+    return NormForward(y if out_dtype is None else y.to(out_dtype), attention, z, lse, first, second)
 
 
+@without_gradients
 def norm_backward(
     dy: Tensor | None,
     d_attention: Tensor | None,
@@ -67,24 +71,23 @@ def norm_backward(
     """Each in the type of its own; dx with the strides of empty_like(x)."""
     x, dw, gamma1, beta1, pw, gamma2, beta2 = inputs
     z, _, first, second = saved
-    relu_u, relu_z = options.relu_u, options.relu_z
-    with torch.no_grad():
-        dy = given_gradient(dy, x)
-        dl, totals, dgamma2, dbeta2 = operator("norm_logit_gradient")(
-            dy, given_map(d_attention, z), x, z, second, gamma2, beta2, relu_z
+    relu_u, relu_z, eps1 = options.relu_u, options.relu_z, options.eps1
+    dy, d_attention = given_gradient(dy, x), given_map(d_attention, z)
+    if group is None:
+        return NormGradients(
+            *operator("norm_backward")(dy, d_attention, *inputs, z, first, second, eps1, relu_u, relu_z)
         )
-        if group is not None and gamma2 is not None:
-            totals = group.sum(totals)
-        dx, ddw, dgamma1, dbeta1, dpw, S = operator("norm_route")(
-            dy if gamma1 is None else None, x, dw, None if gamma1 is None else first, gamma1, beta1, pw, z, second, dl,
-            None if gamma2 is None else totals, options.eps1, relu_u, relu_z,
-        )  # fmt: skip
-        if gamma1 is not None:
-            S = S if group is None else group.sum(S)
-            operator("norm_complete")(dy, x, z, second, first, dw, S, dx, relu_z)
-        return NormGradients(dx, ddw, dgamma1, dbeta1, dpw, dgamma2, dbeta2)
+    dl, totals, dgamma2, dbeta2 = operator("norm_logit_gradient")(dy, d_attention, x, z, second, gamma2, beta2, relu_z)
+    dx, ddw, dgamma1, dbeta1, dpw, S = operator("norm_route")(
+        dy if gamma1 is None else None, x, dw, None if gamma1 is None else first, gamma1, beta1, pw, z, second, dl,
+        None if gamma2 is None else group.sum(totals), eps1, relu_u, relu_z,
+    )  # fmt: skip
+    if gamma1 is not None:
+        operator("norm_complete")(dy, x, z, second, first, dw, group.sum(S), dx, relu_z)
+    return NormGradients(dx, ddw, dgamma1, dbeta1, dpw, dgamma2, dbeta2)
 
 
+@without_gradients
 def folded_forward(
     x: Tensor,
     dw: Tensor | None,
@@ -96,26 +99,25 @@ def folded_forward(
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     """y and A, with both norms' running statistics; no gradients."""
-    out_dtype = options.out_dtype
-    with torch.no_grad():
-        y, attention = operator("folded_forward")(
-            x, dw, dw_bias, *norm1 or _NO_NORM, pw, pw_bias, *norm2, options.num_splits, options.relu_u,
-            options.relu_z, out_dtype is not None and is_wider(out_dtype, x), options.need_attention,
-        )  # fmt: skip
-        return y if out_dtype is None else y.to(out_dtype), attention
+    g, relu_u, relu_z, out_dtype, need_attention = options[:5]
+    y, attention = operator("folded_forward")(
+        x, dw, dw_bias, *norm1 or _NO_NORM, pw, pw_bias, *norm2, g, relu_u, relu_z,
+        out_dtype is not None and is_wider(out_dtype, x), need_attention,
+    )  # fmt: skip
+    return y if out_dtype is None else y.to(out_dtype), attention
 
 
+@without_gradients
 def moments(x: Tensor, group: Group | None = None) -> Tensor:
     """Mean, biased variance and count of every channel of x [N, C, H, W]: [3, C]."""
-    with torch.no_grad():
-        parts = operator("moments")(x)
-        count, mean, m2 = parts if group is None else _combined(parts, group)
-        return torch.stack((mean, m2 / count, count))
+    parts = operator("moments")(x)
+    count, mean, m2 = parts if group is None else _combined(parts, group)
+    return torch.stack((mean, m2 / count, count))
 
 
-def gathered(x: Tensor, gamma: Tensor | None, group: Group | None) -> Tensor | None:
-    """Count, mean and M2 of every channel over all processes, [3, C]; None where this one alone, or no norm, sees x."""
-    return None if group is None or gamma is None else _combined(operator("moments")(x), group)
+def gathered(x: Tensor, gamma: Tensor | None, group: Group) -> Tensor | None:
+    """Count, mean and M2 of every channel over all processes, [3, C]; None where no norm sees x."""
+    return None if gamma is None else _combined(operator("moments")(x), group)
 
 
 def _combined(parts: Tensor, group: Group) -> Tensor:

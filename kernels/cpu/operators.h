@@ -41,6 +41,18 @@ std::tuple<Tensor, Tensor, Maybe, Maybe, Tensor, Tensor> norm_route(Maybe dy, Te
 void norm_complete(Maybe dy, Tensor x, Tensor z, Tensor second, Tensor first, Tensor dw, Tensor S, Tensor dx,
                    bool relu_z);
 
+// All of the two, and of the three, in one call, where no other process takes part.
+std::tuple<Tensor, Maybe, Tensor, Tensor, Tensor, Tensor> norm_forward(
+    Tensor x, Tensor dw, Maybe gamma1, Maybe beta1, double eps1, Maybe running_mean1, Maybe running_var1, Maybe bias1,
+    double momentum1, Tensor pw, Maybe gamma2, Maybe beta2, double eps2, Maybe running_mean2, Maybe running_var2,
+    Maybe bias2, double momentum2, int64_t num_splits, bool relu_u, bool relu_z, bool wide, bool need_attention);
+
+std::tuple<Tensor, Tensor, Maybe, Maybe, Tensor, Maybe, Maybe> norm_backward(Maybe dy, Maybe d_attention, Tensor x,
+                                                                             Tensor dw, Maybe gamma1, Maybe beta1,
+                                                                             Tensor pw, Maybe gamma2, Maybe beta2,
+                                                                             Tensor z, Tensor first, Tensor second,
+                                                                             double eps1, bool relu_u, bool relu_z);
+
 // Not registered: what they share.
 
 void norm_fold(Tensor parts, Maybe factor, Tensor gamma, Maybe beta, double eps, Tensor rows, Maybe offset,
