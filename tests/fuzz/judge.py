@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import ulsam_fused as uf
 from tests.fuzz.calls import LAYOUTS, PARAMETERS, WITHOUT_WEIGHTS, Call
 from tests.helpers.authors import FrozenBatchNorm2d
-from tests.helpers.golden import Case, Results, check, logits, run_reference
+from tests.helpers.golden import Case, Results, check, logits, map_terms, run_reference
 from ulsam_fused import reference
 from ulsam_fused.state_dict import KEYS
 
@@ -301,12 +301,7 @@ def _judge_layer(call: Call, given: Given) -> None:
         assert all(bool(ours[name].isfinite().all()) for name in ("A", "y - x"))  # gradients of float16 may overflow
         return
     dtype = _computing_type(call, given)
-    sizes = {name: float(t.double().norm()) for name, t in {"x": given.x, **given.parameters}.items()}
-    # of what a norm sees, from above
-    normed = sizes.get("gamma1", 1.0) * given.x.numel() + sizes.get("beta1", 0.0)
-    reach = sizes["scale"] * sizes["x"] + sizes["v"] * (sizes["x"] + normed)
-    cancelling = _cancelling(call, given, **seen)
-    logits_size = 1 - float(golden["A"].log().clamp_min(-800).min())
+    terms = _terms(call, given, golden, **seen)
     noise = dict.fromkeys(ours, 0.0)
     for step in (0, 1, -1):
         x = given.x.to(torch.promote_types(dtype, given.x.dtype)) * (1 + step * torch.finfo(dtype).eps)
@@ -324,19 +319,18 @@ def _judge_layer(call: Call, given: Given) -> None:
         assert result.shape == right.shape, name
         size = float(right.double().norm())
         stored = result.dtype if name != "dx" else given.x.dtype
-        roundings = (torch.finfo(stored).eps + 8 * logits_size * torch.finfo(dtype).eps) * size
-        if name in PARAMETERS:  # a sum that may cancel
-            terms = sizes["x"] * float(given.dy.double().norm() * golden["A"].max()) + cancelling.get(name, 0.0)
-            roundings += 4 * torch.finfo(dtype).eps * terms
+        roundings = torch.finfo(stored).eps * size
+        if "running" in name:  # var's are of squares
+            rounding = torch.finfo(dtype).eps * terms[name]
+            roundings += rounding if name.endswith("mean") else rounding * (rounding + 2 * size**0.5)
+        else:
+            roundings += torch.finfo(dtype).eps * terms[name]
         if name == "dx":  # of 16 bits it is stored twice
-            roundings = 4 * torch.finfo(stored).eps * (size + float(given.dy.double().norm()))
-        if "running" in name:  # where x is constant, eager may make no error at all
-            rounding = torch.finfo(dtype).eps * reach
-            roundings += rounding if name.endswith("mean") else rounding**2
+            roundings += 4 * torch.finfo(stored).eps * (size + float(given.dy.double().norm()))
         if name == "y - x":
             y_type = getattr(torch, call.out_dtype or call.dtype)
             roundings += torch.finfo(y_type).eps * float(given.x.double().norm() + size)
-        allowed = LUCK * noise[name] + 4 * roundings + 1e-12 * (name in CANCELLED) + _least(stored, result)
+        allowed = LUCK * noise[name] + 4 * roundings + _least(stored, result)
         error = float((result.double() - right.double()).norm())
         assert error <= allowed or _near_a_kink_of(call, given, before), (
             f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
@@ -350,10 +344,6 @@ def _computing_type(call: Call, given: Given) -> torch.dtype:
     if call.authors and call.tool == "autocast" and given.x.dtype != torch.float64:
         return torch.bfloat16  # of its convolutions
     return torch.promote_types(given.x.dtype, given.parameters["v"].dtype)
-
-
-CANCELLED = ("shift", "b", "scale", "v")
-"""Gradients that a norm makes vanish, or v's in the direction of v: rounding noise in eager PyTorch."""
 
 
 def _least(dtype: torch.dtype, t: Tensor) -> float:
@@ -523,36 +513,92 @@ def _run_layer(call: Call, given: Given, layer: uf.ULSAM) -> Outputs:
     return found | _running(layer)
 
 
+class _Step(NamedTuple):
+    """What a norm did to a subspace in float64: doubling * (normed * weight + bias)."""
+
+    mean: Tensor
+    factor: Tensor
+    normed: Tensor  # (t - mean) * factor
+    gave: Tensor
+    doubling: int
+    over: tuple[int, ...]  # the dimensions whose statistics mean and factor are; empty where they are fixed
+
+
 @dataclasses.dataclass
 class _Seen:
     """What a norm has seen in float64."""
 
     constant: bool = False  # almost, so that it divides rounding noise by the root of eps
-    largest: float = 0.0  # of what it gives
-    normed: float = 0.0  # the largest before its weight and bias
-    gain: float = 0.0  # the largest factor between what it takes and gives
-    taken: float = 0.0  # by the gradient of what it takes, in absolute values
-    given: float = 0.0
-
-    def add(self, name: str, gradient: Tensor) -> None:
-        setattr(self, name, getattr(self, name) + float(gradient.abs().sum()))
-
-    def through(self, given: float) -> float:
-        """What is taken, were it not for what statistics of the batch subtract."""
-        return max(self.taken, given * self.gain)
+    steps: dict[int, _Step] = dataclasses.field(default_factory=dict)  # by the subspace's first channel
 
 
-def _cancelling(call: Call, given: Given, dw_norm: _Seen, pw_norm: _Seen) -> dict[str, float]:
-    """Upper bounds of what is added up, in absolute values, to give gradients that a norm may make vanish."""
-    largest = float(given.x.double().abs().max())
-    z = pw_norm.through(pw_norm.given)
-    m = max(dw_norm.given, z * float(given.parameters["v"].double().abs().max()))
-    u = dw_norm.through(m)
-    return {
-        "scale": u * largest, "shift": u, "gamma1": m * dw_norm.normed, "beta1": m,
-        "v": z * (largest if call.legacy else dw_norm.largest), "b": z,
-        "gamma2": pw_norm.given * pw_norm.normed, "beta2": pw_norm.given,
-    }  # fmt: skip
+@dataclasses.dataclass
+class _Sizes:
+    """A norm of absolute values. They are of what is added up, so that nothing cancels, or of the sums (`summed`).
+
+    Its gradients, too, add up absolute values.
+    """
+
+    seen: _Seen
+    weight: Tensor | None
+    bias: Tensor | None
+    summed: bool
+    takes: list[Tensor] = dataclasses.field(default_factory=list)  # the largest of each channel
+    gives: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def apply(self, t: Tensor, channels: slice) -> Tensor:
+        weight = 1.0 if self.weight is None else self.weight[channels].view(1, -1, 1, 1)
+        bias = 0.0 if self.bias is None else self.bias[channels].view(1, -1, 1, 1)
+        step = self.seen.steps[channels.start]
+        added = t + step.mean.abs()
+        self.takes.append(added.detach().amax((0, 2, 3)))
+        normed = _valued(added * step.factor, step.normed.abs()) if self.summed else added * step.factor
+        if step.over:  # the gradients of mean and factor
+            size = step.normed.abs()
+            taken = t.mean(step.over, keepdim=True) + size * (size * t).mean(step.over, keepdim=True)
+            normed = _valued(normed + step.factor * taken, normed.detach())
+        y = step.doubling * (normed * weight + bias)
+        self.gives.append(_valued(y, step.gave.abs()) if self.summed else y)
+        return self.gives[-1]
+
+
+def _valued(t: Tensor, value: Tensor) -> Tensor:
+    """This value, which passes its gradient to t."""
+    return t - t.detach() + value
+
+
+def _terms(call: Call, given: Given, golden: Outputs, dw_norm: _Seen, pw_norm: _Seen) -> dict[str, float]:
+    """What is added up to give each result, in absolute values, as in `tests.helpers.golden`: the result may cancel.
+
+    A gradient is made of products. Where one factor is counted before it cancels, the other is counted after.
+    """
+    x, dy = given.x.double(), given.dy.double()
+    leaves = {name: t.double().abs().requires_grad_() for name, t in {"x": given.x, **given.parameters}.items()}
+
+    def sizes(summed: bool) -> tuple[_Sizes, _Sizes]:
+        norms = (
+            _Sizes(dw_norm, leaves.get("gamma1"), leaves.get("beta1"), summed),
+            _Sizes(pw_norm, leaves.get("gamma2"), leaves.get("beta2"), summed),
+        )
+        reference.batch_norm_form(
+            leaves["x"], leaves["scale"], leaves.get("shift"), norms[0], leaves["v"], leaves.get("b"), norms[1],
+            call.num_splits, relu_u=False, relu_z=False, pool_input=call.legacy,
+        )  # fmt: skip
+        return norms
+
+    def through(norm: _Sizes, dl: Tensor) -> list[Tensor]:
+        return torch.autograd.grad(torch.cat(norm.gives, dim=1), list(leaves.values()), dl, materialize_grads=True)
+
+    z = torch.cat([step.gave for step in pw_norm.steps.values()], dim=1)
+    lse = (z.relu() if call.relu else z).flatten(2).logsumexp(-1).abs()[:, :, None, None]
+    (dw_added, added), (_, summed) = sizes(False), sizes(True)
+    A, dl, dl_added = map_terms(golden["A"], torch.cat(added.gives, dim=1).detach(), lse, dy * x, torch.zeros_like(z))
+    gradients = zip(through(added, dl.abs()), through(summed, dl_added), strict=True)
+    terms = {name: a + b for name, (a, b) in zip(leaves, gradients, strict=True)}
+    A_wide = A.repeat_interleave(call.group, dim=1)
+    terms |= {"A": A, "y - x": A_wide * x, "dx": A_wide * dy.abs() + terms["x"]}
+    terms |= {name: torch.cat((added if name.startswith("pw") else dw_added).takes) for name in RUNNING}
+    return {name: float(t.norm()) for name, t in terms.items()}
 
 
 class _Norm(NamedTuple):
@@ -572,6 +618,7 @@ class _Norm(NamedTuple):
         weight, bias, mean, var = (p if p is None else p[channels] for p in self[1:5])
         batch = self.kind in ("instance", "group") or (self.training and self.kind not in ("frozen", "identity"))
         momentum = self.momentum
+        doubling = 2 if self.kind in ("hook", "forward") else 1
         if self.kind == "identity":
             y = t
         elif self.kind == "group":
@@ -581,20 +628,18 @@ class _Norm(NamedTuple):
         else:
             momentum = 1.0 if momentum is None else momentum  # of the first batch
             y = F.batch_norm(t, mean, var, weight, bias, batch, momentum, self.eps)
-            y = 2 * y if self.kind in ("hook", "forward") else y
+            y = doubling * y
         if self.seen is not None:
             over = {"instance": (2, 3), "tracking": (2, 3), "group": (1, 2, 3)}.get(self.kind, (0, 2, 3))
-            spread, centre = torch.var_mean(t.detach(), over, correction=0)
+            spread, centre = torch.var_mean(t.detach(), over, correction=0, keepdim=True)
             self.seen.constant |= batch and bool((spread < 1e-9 * (1 + centre**2)).any())
-            self.seen.largest = max(self.seen.largest, float(y.detach().abs().max()))
-            normed = y.detach() if bias is None else y.detach() - bias.detach().view(1, -1, 1, 1)
-            normed = normed if weight is None else normed / weight.detach().view(1, -1, 1, 1)
-            self.seen.normed = max(self.seen.normed, float(normed.nan_to_num(0.0, 0.0, 0.0).abs().max()))
-            size = 1.0 if weight is None else float(weight.detach().abs().max())
-            least = float((spread if batch or var is None else var).min()) + self.eps
-            self.seen.gain = max(self.seen.gain, size / least**0.5)
-            t.register_hook(functools.partial(self.seen.add, "taken"))
-            y.register_hook(functools.partial(self.seen.add, "given"))
+            if self.kind == "identity":
+                spread, centre = torch.ones_like(spread) - self.eps, torch.zeros_like(centre)
+            elif not batch:
+                spread, centre = (statistic.view(1, -1, 1, 1) for statistic in (var, mean))
+            factor = (spread + self.eps).rsqrt()
+            normed = (t.detach() - centre) * factor
+            self.seen.steps[channels.start] = _Step(centre, factor, normed, y.detach(), doubling, over if batch else ())
         return y
 
 

@@ -136,6 +136,22 @@ def assert_noticed(call: Call, changes: dict[str, Any], monkeypatch: pytest.Monk
         judge(call)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["y - x", "A", "dx", "scale", "v", "gamma1", "gamma2", *judging.RUNNING])
+def test_the_judge_notices_an_error_of_1e_7(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other gradients vanish."""
+    call = dataclasses.replace(LAYER, dw_training=training, pw_training=training)
+    original = judging._run_layer
+
+    def wrong(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return {**found, name: found[name] * (1 + 1e-7)}
+
+    monkeypatch.setattr(judging, "_run_layer", wrong)
+    with pytest.raises(AssertionError, match=name):
+        judge(call)
+
+
 def in_the_opposite_order(tensors: Any, g: int) -> Any:
     return [None if row[0] is None else torch.cat([t.reshape(-1) for t in row[::-1]]) for row in rows(tensors, g)]
 

@@ -320,17 +320,13 @@ def _terms(case: Case, golden: Results) -> Results:
     if shift is not None:
         u_abs = u_abs + _per_channel(shift.abs())
     m_abs = F.max_pool2d(u_abs, 3, 1, 1)
-    z_abs = 1 + _by_subspace(_per_channel(v.abs()) * m_abs, g).sum(2) + lse
+    z_abs = _by_subspace(_per_channel(v.abs()) * m_abs, g).sum(2)
     if b is not None:
         z_abs = z_abs + _per_channel(b.abs())
-    A_abs = A * (z_abs + _sum_pixels(A * z_abs))
 
     D = torch.zeros_like(x) if case.dy is None else case.dy.double()
     d_attention = torch.zeros_like(A) if case.d_attention is None else case.d_attention.double()
-    dA = _by_subspace(D * x, g).sum(2) + d_attention
-    dA_abs = _by_subspace((D * x).abs(), g).sum(2) + d_attention.abs()
-    centred = z_abs * (dA - _sum_pixels(A * dA)).abs()
-    dl_abs = A * (centred + dA_abs + _sum_pixels(A * (dA_abs * (1 + lse) + centred)))
+    A_abs, _, dl_abs = map_terms(A, z_abs, lse, D * x, d_attention)
     spread = dl_abs.repeat_interleave(x.shape[1] // g, dim=1)
     pooled, winner = F.max_pool2d(_per_channel(scale.sign()) * x, 3, 1, 1, return_indices=True)
     routed = torch.zeros_like(pooled).flatten(2).scatter_add_(2, winner.flatten(2), spread.flatten(2)).view_as(x)
@@ -345,6 +341,17 @@ def _terms(case: Case, golden: Results) -> Results:
         dv=(spread * m_abs).sum((0, 2, 3)),
         db=dl_abs.sum((0, 2, 3)),
     )
+
+
+def map_terms(A: Tensor, z_abs: Tensor, lse: Tensor, d_x: Tensor, d_attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A~, dl and dl~ [N, g, H, W], of z~ without 1 and |lse|, |lse| [N, g, 1, 1], D x [N, C, H, W] and A's gradient."""
+    z_abs = 1 + z_abs + lse
+    dA = _by_subspace(d_x, A.shape[1]).sum(2) + d_attention
+    dA_abs = _by_subspace(d_x.abs(), A.shape[1]).sum(2) + d_attention.abs()
+    centred = dA - _sum_pixels(A * dA)
+    spread = z_abs * centred.abs()
+    dl_abs = A * (spread + dA_abs + _sum_pixels(A * (dA_abs * (1 + lse) + spread)))
+    return A * (z_abs + _sum_pixels(A * z_abs)), A * centred, dl_abs
 
 
 def _float64(case: Case) -> list[Any]:
