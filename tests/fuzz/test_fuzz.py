@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tests.fuzz import judge as judging
 from tests.fuzz.calls import CALLED, QUICK_TOOLS, TINY, WITHOUT_WEIGHTS, Call, calls, saved_calls
 from tests.fuzz.judge import judge
+from tests.fuzz.layers import RUNNING
+from tests.fuzz.tensors import device_of
 from tests.helpers import backends as serving
 from tests.helpers import mutants
 from tests.helpers.golden import check, make_case, run_backward, run_forward
@@ -53,7 +55,7 @@ def test_triton(call: Call) -> None:
 @pytest.mark.slow  # grows with what was found
 def test_what_once_failed() -> None:
     for call in saved_calls():
-        serves = backends.why_not(call.backend, torch.device(judging.device_of(call))) is None
+        serves = backends.why_not(call.backend, torch.device(device_of(call))) is None
         if serves:
             judge(call)
 
@@ -130,24 +132,24 @@ def test_the_judge_notices_a_wrong_norm(kind: str, norm: str, form: str, monkeyp
 
 def assert_noticed(call: Call, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     judge(call)
-    original = judging._layer
-    monkeypatch.setattr(judging, "_layer", lambda call, given: original(dataclasses.replace(call, **changes), given))
+    original = judging.layer_of
+    monkeypatch.setattr(judging, "layer_of", lambda call, given: original(dataclasses.replace(call, **changes), given))
     with pytest.raises(AssertionError, match="off by"):
         judge(call)
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", ["y - x", "A", "dx", "scale", "v", "gamma1", "gamma2", *judging.RUNNING])
+@pytest.mark.parametrize("name", ["y - x", "A", "dx", "scale", "v", "gamma1", "gamma2", *RUNNING])
 def test_the_judge_notices_an_error_of_1e_7(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other gradients vanish."""
     call = dataclasses.replace(LAYER, dw_training=training, pw_training=training)
-    original = judging._run_layer
+    original = judging.run_layer
 
     def wrong(*arguments: Any) -> Any:
         found = original(*arguments)
         return {**found, name: found[name] * (1 + 1e-7)}
 
-    monkeypatch.setattr(judging, "_run_layer", wrong)
+    monkeypatch.setattr(judging, "run_layer", wrong)
     with pytest.raises(AssertionError, match=name):
         judge(call)
 
@@ -201,6 +203,6 @@ def test_the_judge_notices_a_defect_of_layers(defect: str, monkeypatch: pytest.M
 def test_the_judge_notices_a_missing_error(monkeypatch: pytest.MonkeyPatch) -> None:
     call = dataclasses.replace(LAYER, n=1, h=1, w=1)
     judge(call)
-    monkeypatch.setattr(judging, "_run_layer", lambda *_: {})
+    monkeypatch.setattr(judging, "run_layer", lambda *_: {})
     with pytest.raises(AssertionError, match="no error where PyTorch has one"):
         judge(call)
