@@ -29,10 +29,10 @@ from ulsam_fused.bench.directions import DIRECTIONS
 TESTS = {  # how many processes share a file: compiling its kernels takes minutes
     "kernels/gpu/test_backward.py": 6, "kernels/gpu/test_forward.py": 3, "kernels/gpu/test_norm_backward.py": 4,
     "kernels/gpu/test_norm_forward.py": 3, "kernels/gpu/test_memory.py": 2, "test_upstream.py": 2,
-    "kernels/gpu/test_whole_map.py": 2, "test_authors_layers.py": 1, "ops/test_values.py": 1,
+    "kernels/gpu/test_whole_map.py": 2, "test_authors_layers.py": 1, "test_called_layers.py": 1,
     "ops/test_registration.py": 2, "ops/test_norm_registration.py": 2, "kernels/gpu/test_wide.py": 1,
-    "ops/test_mixed_precision.py": 1, "fuzz/test_fuzz.py": 1,
-    "ops/test_gradcheck.py": 1, "test_functional.py": 1, "torch_backend/test_backend.py": 1, "test_mutants.py": 1,
+    "ops/test_values.py": 1, "ops/test_mixed_precision.py": 1, "fuzz/test_fuzz.py": 1, "ops/test_gradcheck.py": 1,
+    "test_functional.py": 1, "torch_backend/test_backend.py": 1, "test_mutants.py": 1,
     "models/test_mobilenet.py": 1, "test_gpu_only.py": 1,
 }  # fmt: skip
 SIDE_BY_SIDE = max(1, (os.cpu_count() or 1) - 2)
