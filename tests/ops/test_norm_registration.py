@@ -32,15 +32,16 @@ def arguments(device: str, norms: tuple[bool, bool], dtype: torch.dtype = torch.
 
 
 @pytest.mark.slow  # opcheck traces each operator several times
-@pytest.mark.parametrize("norms", [(True, True), (True, False), (False, True)])
-def test_opcheck(device: str, backend: str, norms: tuple[bool, bool]) -> None:
-    tensors = arguments(device, norms)
-    options = Options(2, True, True, need_attention=True, eps1=1e-5, eps2=1e-5, backend=backend)
-    forward = (*tensors, None, None, *options)
-    torch.library.opcheck(torch.ops.ulsam_fused.norm_forward.default, forward)
-    y, attention, *saved = torch.ops.ulsam_fused.norm_forward(*forward)
-    backward = (y, attention, *tensors, *saved, *options)
-    torch.library.opcheck(torch.ops.ulsam_fused.norm_backward.default, backward)
+def test_opcheck(device: str, backend: str) -> None:
+    """Of every backend; where a tensor is absent, of one. Fakes of the others are compared below."""
+    for norms in ((True, True), (True, False), (False, True))[: 3 if backend == "torch" else 1]:
+        tensors = arguments(device, norms)
+        options = Options(2, True, True, need_attention=True, eps1=1e-5, eps2=1e-5, backend=backend)
+        forward = (*tensors, None, None, *options)
+        torch.library.opcheck(torch.ops.ulsam_fused.norm_forward.default, forward)
+        y, attention, *saved = torch.ops.ulsam_fused.norm_forward(*forward)
+        backward = (y, attention, *tensors, *saved, *options)
+        torch.library.opcheck(torch.ops.ulsam_fused.norm_backward.default, backward)
 
 
 @pytest.mark.parametrize(
