@@ -1,4 +1,7 @@
-"""Forward-mode AD, batches of gradients, Jacobians, Hessians: as ordinary layers, in every form and backend."""
+"""Forward-mode AD, batches of gradients, Jacobians, Hessians: as ordinary layers, in every form and backend.
+
+Jacobians and Hessians are batches of gradients of each element, which Triton's interpreter would take one by one.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -54,9 +57,9 @@ def corners(layer: nn.Module, x: Tensor, directions: Tensor) -> dict[str, Tensor
         found["forward over reverse"] = forward_ad.unpack_dual(
             torch.autograd.grad(loss(dual), dual)[0]
         ).tangent.detach()
-    if getattr(layer, "backend", "") != "triton":  # whose interpreter is slow: one call for each element
+    if getattr(layer, "backend", "") != "triton":
         found["jacobian"] = torch.autograd.functional.jacobian(layer, x, vectorize=True)
-    found["hessian"] = torch.autograd.functional.hessian(loss, x, vectorize=True)
+        found["hessian"] = torch.autograd.functional.hessian(loss, x, vectorize=True)
     if not any(part.training for part in layer.modules() if isinstance(part, nn.BatchNorm2d)):
         found["torch.func.jvp"] = torch.func.jvp(layer, (x,), (directions[0],))[1] - directions[0]
         found["torch.func.hessian"] = torch.func.hessian(loss)(x)
