@@ -2,8 +2,8 @@
 
 A call of the function has the budgets of `tests.helpers.golden`. Of a layer with norms the budget is measured: eager
 PyTorch runs in the call's own type on x, and on x times 1 ± epsilon, which keeps ties and signs. Its largest error, so
-found, may be lucky in none of the three. NaN and infinity must be where float64 has them. Where PyTorch raises
-ValueError, the layer must, too.
+found, may be lucky in none of the three. Added to it are roundings of what is added up, before it cancels. NaN and
+infinity must be where float64 has them. Where PyTorch raises ValueError, the layer must, too.
 """
 
 import contextlib
