@@ -80,7 +80,8 @@ def _judge_layer(call: Call, given: Given) -> None:
             rounding = torch.finfo(dtype).eps * terms[name]
             roundings += rounding if name.endswith("mean") else rounding * (rounding + 2 * size**0.5)
         else:
-            roundings += torch.finfo(dtype).eps * terms[name]
+            # as in golden: of other types eager has shown roundings of its own
+            roundings += torch.finfo(dtype).eps * terms[name] * (1 if dtype == torch.float64 else 0.25)
         if name == "dx":  # of 16 bits it is stored twice
             roundings += 4 * torch.finfo(stored).eps * (size + float(given.dy.double().norm()))
         if name == "y - x":
