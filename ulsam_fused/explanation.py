@@ -121,8 +121,7 @@ def _launches(x: Tensor, num_splits: int, route: Route) -> Iterator[str]:
     if route.dw_norm == "batch":
         yield f"moments of x:\n  {config.moments_config(shape, size, channels_last, sms)}"
     forward = config.norm_forward_config(*arguments) if batch else config.forward_config(*arguments)
-    choose = config.norm_backward_config if batch else config.backward_config
-    backward = choose(*arguments, geometry.compared_size(x.dtype))
+    backward = config.backward_config(*arguments, geometry.compared_size(x.dtype))
     for direction, launch in (("forward", forward), ("backward", backward)):
         if batch:
             yield f"{direction}: {'strips of rows' if launch.split else 'a program per slab'}\n  {launch}"

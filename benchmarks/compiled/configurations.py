@@ -55,7 +55,8 @@ NORM_BACKWARD = [
     NormBackward("float32", False, (32, 28, 28), True),
     NormBackward("float16", True, (32, 28, 28), True),
     NormBackward("float64", False, (32, 28, 28), True),
-    NormBackward("float16", False, (8, 14, 14), False),
+    NormBackward("float16", False, (8, 14, 14), False),  # a tile is a whole map
+    NormBackward("float32", True, (128, 14, 14), True),  # a lane holds whole rows
 ]
 
 
@@ -140,8 +141,7 @@ def _chosen(direction: str, dtype: str, channels_last: bool, batch: int, shape: 
         return configs.forward_config(whole, 1, itemsize, channels_last, NUM_SMS)
     if direction == "norm_forward":
         return configs.norm_forward_config(whole, 1, itemsize, channels_last, NUM_SMS)
-    choose = configs.backward_config if direction == "backward" else configs.norm_backward_config
-    return choose(whole, 1, itemsize, channels_last, NUM_SMS, compared_size(DTYPES[dtype]))
+    return configs.backward_config(whole, 1, itemsize, channels_last, NUM_SMS, compared_size(DTYPES[dtype]))
 
 
 def _norm_forward(matrix: bool) -> list[Call]:

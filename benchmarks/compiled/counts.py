@@ -163,7 +163,7 @@ def calls(case: str, dtype: torch.dtype, channels_last: bool) -> Iterator[tuple[
     yield "forward", 2, lambda: backend.forward(inputs, options, config=forward)
     yield "backward", 3, lambda: backend.backward(dy, None, inputs, z, lse, options, config=backward)
 
-    forward, backward = configs.norm_forward_config(*given), configs.norm_backward_config(*given, compared_size(dtype))
+    forward = configs.norm_forward_config(*given)
     published = configs.moments_config((n, c, h, w), dtype.itemsize, channels_last, SMS)
     first = dataclasses.replace(published, parts=configs.cdiv(CASES[case] * h * w, published.part_pixels))
     norm_inputs = NormInputs(x, scale, torch.ones(c), torch.zeros(c), v, torch.ones(g), torch.zeros(g))

@@ -59,8 +59,7 @@ def chosen(target: Target, num_sms: int) -> Candidate:
     if target.direction == NORM_FORWARD:
         moments = configs.moments_config(target.shape, dtype.itemsize, target.channels_last, num_sms)
         return Candidate(configs.norm_forward_config(*given), moments)
-    choose = configs.backward_config if target.direction == BACKWARD else configs.norm_backward_config
-    return Candidate(choose(*given, compared_size(dtype)))
+    return Candidate(configs.backward_config(*given, compared_size(dtype)))
 
 
 def alternatives(target: Target, of: Candidate) -> dict[str, Candidate]:

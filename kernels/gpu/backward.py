@@ -243,8 +243,8 @@ def backward_kernel(
                 dy_ptr, d_attention_ptr, x_ptr, z_ptr, lse, G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_Z, EVEN_C
             )
             map_input_gradient(
-                dy_ptr, x_ptr, scale_ptr, shift_ptr, v_ptr, attention, dls, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-                G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_U, EVEN_C,
+                dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, attention, dls, dx_ptr,
+                dv_ptr, dscale_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_U, EVEN_C,
             )  # fmt: skip
         else:
             if REDUCE:
@@ -265,8 +265,8 @@ def backward_kernel(
             tl.debug_barrier()  # A and dl are written before they are read
             if MAP_H:
                 rows_input_gradient(
-                    dy_ptr, x_ptr, scale_ptr, shift_ptr, v_ptr, a_ptr, dl_ptr, dx_ptr, dv_ptr, dscale_ptr, dshift_ptr,
-                    G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
+                    dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr,
+                    dv_ptr, dscale_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
                 )  # fmt: skip
             else:
                 input_gradient(

@@ -149,7 +149,7 @@ def norm_backward(
         plan.march((
             dy if gamma1 is None else None, x, dw if gamma1 is None else first, beta1,
             None if gamma1 is None else InputStatistics(*first).mean, pw, z, lse, second, da, sums, summed2,
-            dgamma2, dbeta2, dx, partials, z.new_empty_strided(*plan.scratch),
+            dgamma2, dbeta2, dx, partials, None if plan.scratch is None else z.new_empty_strided(*plan.scratch),
         ))  # fmt: skip
         totals = partials.sum((0, 1))
         if gamma1 is None or plan.complete is None:

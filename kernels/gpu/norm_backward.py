@@ -17,7 +17,8 @@ A sum over all images is needed twice before dx, so there are three launches:
 
     norm_reduce_kernel     dA and five sums, a program per chunk of pixels of a slab; from them follow S and the
                            sums of dl and dl * zhat                                     device/softmax_backward.py
-    norm_march_kernel      dz, then the march, a program per strip of rows of a slab; it leaves scale * du in dx
+    norm_march_kernel      dz, then the march, a program per strip of rows of a slab, or over a whole small map as in
+                           `backward`; it leaves scale * du in dx
     norm_complete_kernel   completes dx, a program per chunk of pixels of a slab
 
 A norm with given statistics is an affine map: the depthwise one then needs no third launch, the pointwise one no sums.
@@ -31,6 +32,8 @@ from .backward import input_gradient
 from .device.primitives import aligned, load_channel, mirrored_program, pixel_offset, relu, widen
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, chunk_sums, image_sums, logit_gradient
+from .device.whole_map import map_input_gradient, norm_map_logit_gradient
+from .device.whole_rows import rows_input_gradient
 
 
 @triton.jit
@@ -119,7 +122,8 @@ def norm_march_kernel(
     dbeta2_ptr,  # [g] or None
     dx_ptr,  # [N, C, H, W]
     partials_ptr,  # [N, strips, width]: S2 [C], or dscale; S1 [C], or dshift where shift is given; dv [C]
-    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: dz, and A if dy is given, bordered: `maxpool_backward`
+    scratch_ptr,  # [N, g, strips, 2, strip_rows + 4, pitch]: dz, and A if dy is given, bordered: `maxpool_backward`;
+    # None where a tile is a whole map
     H,
     W,
     C,
@@ -161,8 +165,13 @@ def norm_march_kernel(
     VEC_DY: tl.constexpr,  # likewise of dy
     SAME: tl.constexpr,  # x, dy and dx have the same strides
     WIDE: tl.constexpr,  # offsets inside a slab need int64
+    MAP_H: tl.constexpr,  # as in `backward_kernel`, and so the next
+    MAP_W: tl.constexpr,
+    PIXEL: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     """Second pass, grid (N * num_splits, strips): dgamma2, dbeta2, partial sums, dx or in its place scale * du."""
+    WHOLE: tl.constexpr = MAP_H > 0 and LANE == 0
     RUN: tl.constexpr = 1 if CHANNELS_LAST else COLUMNS
     slab, part = mirrored_program()  # x is still in L2 where the first pass ended; the third begins where this one ends
     n, k, HW, G = slab_place(slab, num_splits, H, W, G, CHANNELS_LAST, VEC)
@@ -198,29 +207,24 @@ def norm_march_kernel(
     for i in range(0, chunks):
         total += tl.load(sums_ptr + n * chunks + i)
 
-    r_begin = part * strip_rows
-    r_end = tl.minimum(r_begin + strip_rows, H)
-    pitch = aligned(pitch, RUN)
-    dz_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
-    a_ptr = None
-    if dy_ptr is not None:
-        a_ptr = dz_ptr + (strip_rows + 4) * pitch
+    z_ptr += slab.to(tl.int64) * HW
+    da_ptr += slab.to(tl.int64) * HW
+    lse = tl.load(lse_ptr + slab)
     gain = tl.load(second_ptr + k)
+    offset = tl.load(second_ptr + num_splits + k)
     batch = None
     if BATCH_Z:
         batch = (
             tl.load(second_ptr + 2 * num_splits + k), tl.load(second_ptr + 3 * num_splits + k), mean_dl, mean_dl_zhat,
         )  # fmt: skip
-    logit_gradient(
-        z_ptr + slab.to(tl.int64) * HW, da_ptr + slab.to(tl.int64) * HW, tl.load(lse_ptr + slab), total, a_ptr, dz_ptr,
-        r_begin, r_end, H, W, pitch, LEFT, BLOCK_P, RELU_Z, gain, tl.load(second_ptr + num_splits + k), batch,
-    )  # fmt: skip
-    tl.debug_barrier()  # A and dz are written before they are read
     x_ptr += o_x
     if dy_ptr is not None:
         dy_ptr += o_dy
     dx_ptr += o_dx
+    scale_ptr += channel
+    v_ptr += channel
     partials_ptr += (n * strips + part) * width + channel
+    dv_ptr = partials_ptr + (width - C)
     dshift_ptr = None
     if shift_ptr is not None:
         shift_ptr += channel
@@ -228,11 +232,40 @@ def norm_march_kernel(
     if centre_ptr is not None:
         centre_ptr += channel
         dshift_ptr = partials_ptr + C
-    input_gradient(
-        dy_ptr, x_ptr, scale_ptr + channel, shift_ptr, centre_ptr, v_ptr + channel, a_ptr, dz_ptr, dx_ptr,
-        partials_ptr + (width - C), partials_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch,
-        dy_strides, x_strides, dx_strides, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
-    )  # fmt: skip
+    if WHOLE:
+        attention, dzs = norm_map_logit_gradient(
+            da_ptr, z_ptr, lse, total, gain, offset, batch, MAP_H, MAP_W, BLOCK_C, BLOCK_W, RELU_Z
+        )
+        map_input_gradient(
+            dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, attention, dzs, dx_ptr,
+            dv_ptr, partials_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, BLOCK_C, BLOCK_W, RELU_U, EVEN_C,
+        )  # fmt: skip
+    else:
+        r_begin = part * strip_rows
+        r_end = tl.minimum(r_begin + strip_rows, H)
+        pitch = aligned(pitch, RUN)
+        dz_ptr = scratch_ptr + (slab.to(tl.int64) * strips + part) * (2 * (strip_rows + 4)) * pitch
+        a_ptr = None
+        if dy_ptr is not None:
+            a_ptr = dz_ptr + (strip_rows + 4) * pitch
+        if MAP_H:
+            pitch = MAP_W + 2
+        logit_gradient(
+            z_ptr, da_ptr, lse, total, a_ptr, dz_ptr, r_begin, r_end, H, W, pitch, LEFT, BLOCK_P, RELU_Z,
+            gain, offset, batch,
+        )  # fmt: skip
+        tl.debug_barrier()  # A and dz are written before they are read
+        if MAP_H:
+            rows_input_gradient(
+                dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, a_ptr, dz_ptr, dx_ptr,
+                dv_ptr, partials_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
+            )  # fmt: skip
+        else:
+            input_gradient(
+                dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, a_ptr, dz_ptr, dx_ptr,
+                dv_ptr, partials_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+                BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
+            )  # fmt: skip
 
 
 @triton.jit

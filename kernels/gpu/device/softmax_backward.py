@@ -156,6 +156,27 @@ def image_sums(
 
 
 @triton.jit
+def pixel_gradient(
+    a,
+    da,
+    total,  # S
+    z,
+    logit,
+    RELU_Z: tl.constexpr,
+    gain=None,  # as in `logit_gradient`
+    batch=None,
+):
+    """dl of pixels, or dz in its place."""
+    dl = a * (da - total)
+    if RELU_Z:
+        dl = tl.where(logit <= 0, 0.0, dl)
+    if batch is not None:
+        mean, rstd, mean_dl, mean_dl_zhat = batch
+        dl = gain * (dl - mean_dl - (z - mean) * rstd * mean_dl_zhat)
+    return dl
+
+
+@triton.jit
 def logit_gradient(
     z_ptr,  # [H*W]
     da_ptr,  # [H*W]
@@ -189,13 +210,8 @@ def logit_gradient(
         if gain is not None:
             logit = gain * z + offset
         a = tl.exp(relu(logit, RELU_Z) - lse)
-        dl = a * (tl.load(da_ptr + p, mask=m_p, other=0.0) - total)
-        if RELU_Z:
-            dl = tl.where(logit <= 0, 0.0, dl)
-        if batch is not None:
-            mean, rstd, mean_dl, mean_dl_zhat = batch
-            dl = gain * (dl - mean_dl - (z - mean) * rstd * mean_dl_zhat)
-        dl = tl.where(m_p, dl, 0.0)
+        da = tl.load(da_ptr + p, mask=m_p, other=0.0)
+        dl = tl.where(m_p, pixel_gradient(a, da, total, z, logit, RELU_Z, gain, batch), 0.0)
         if RELU_Z:
             if gain is None:
                 db += tl.sum(tl.where((row >= r_begin) & (row < r_end), dl, 0.0), 0)

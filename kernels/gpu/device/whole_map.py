@@ -16,6 +16,7 @@ from .maxpool_backward import winning_rows
 from .primitives import load_apart, maximum, relu, sign_of, store_apart
 from .reweight import weighted
 from .softmax import finite
+from .softmax_backward import pixel_gradient
 
 
 @triton.jit
@@ -256,14 +257,41 @@ def map_logit_gradient(
     dls = ()
     db = tl.zeros([BLOCK_C, BLOCK_W], dtype)
     for r in tl.static_range(MAP_H):
-        dl = attention[r] * (gradients[r] - s)
-        if RELU_Z:
-            dl = tl.where(zs[r] <= 0, 0.0, dl)
-        dl = tl.where(m_w, dl, 0.0)
+        dl = tl.where(m_w, pixel_gradient(attention[r], gradients[r], s, zs[r], zs[r], RELU_Z), 0.0)
         db += dl
         dls = dls + (dl,)
     # every channel of the tile has the same, of which one is taken
     return attention, dls, tl.sum(tl.sum(tl.where(tile_c == 0, db, 0.0), 1), 0)
+
+
+@triton.jit
+def norm_map_logit_gradient(
+    da_ptr,  # [H, W]
+    z_ptr,  # [H, W]
+    lse,
+    total,  # S
+    gain,
+    offset,
+    batch,  # as in `logit_gradient`
+    MAP_H: tl.constexpr,
+    MAP_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    RELU_Z: tl.constexpr,
+):
+    """A and dz of the map, a tile for each row."""
+    col = column_of(MAP_W, BLOCK_C, BLOCK_W)
+    m_w = tl.arange(0, BLOCK_W)[None, :] < MAP_W
+    zs = load_map(neighbours(z_ptr, col), 0, m_w, MAP_H, MAP_W, True)
+    das = load_map(neighbours(da_ptr, col), 0, m_w, MAP_H, MAP_W, True)
+    attention = ()
+    dzs = ()
+    for r in tl.static_range(MAP_H):
+        logit = gain * zs[r] + offset
+        a = tl.exp(relu(logit, RELU_Z) - lse)
+        attention = attention + (a,)
+        dzs = dzs + (tl.where(m_w, pixel_gradient(a, das[r], total, zs[r], logit, RELU_Z, gain, batch), 0.0),)
+    return attention, dzs
 
 
 @triton.jit
@@ -272,6 +300,7 @@ def map_input_gradient(
     x_ptr,  # [G, H, W]
     scale_ptr,  # [G]
     shift_ptr,  # [G] or None
+    centre_ptr,  # [G] or None; else x stands for x - centre in u and in the sums
     v_ptr,  # [G]
     attention,  # a tile for each row
     dls,  # likewise
@@ -310,6 +339,8 @@ def map_input_gradient(
         v = load_spread(v_ptr, c, m_c, dtype)
         if shift_ptr is not None:
             shift = load_spread(shift_ptr, c, m_c, dtype)
+        if centre_ptr is not None:
+            centre = load_spread(centre_ptr, c, m_c, dtype)
         sign = sign_of(scale)
         weight = scale * v
         raw = load_map(x_ptr, o, m_c, MAP_H, ROW, EVEN_C)
@@ -347,8 +378,11 @@ def map_input_gradient(
             t = tl.where(lefts[r] | rights[r], 0.0, won)
             t += tl.gather(tl.where(lefts[r], won, 0.0), to_the_left, 1)
             t += tl.gather(tl.where(rights[r], won, 0.0), to_the_right, 1)
+            x = xs[r]
+            if centre_ptr is not None:
+                x -= centre
             if RELU_U:
-                u = scale * xs[r]
+                u = scale * x
                 if shift_ptr is not None:
                     u += shift
                 t = tl.where(u <= 0, 0.0, t)
@@ -357,14 +391,15 @@ def map_input_gradient(
                 dy = load_apart((dy_ptr + o + r * ROW,), None if EVEN_C else m_c)[0].to(dtype)
                 dx += dy + attention[r] * dy
             store_apart(dx_ptr + o + r * ROW, dx, m)
-            sum_tx += t * xs[r]
+            sum_tx += t * x
             sum_t += t
         sum_tx = tl.sum(sum_tx, 1)[:, None]
         dv = scale * sum_tx
         first = m_c & (lane == 0)
         if dshift_ptr is not None:
             sum_t = tl.sum(sum_t, 1)[:, None]
-            dv += shift * sum_t
+            if shift_ptr is not None:
+                dv += shift * sum_t
             tl.store(spread(dshift_ptr, c), v * sum_t, mask=first)
         tl.store(spread(dv_ptr, c), dv, mask=first)
         tl.store(spread(dscale_ptr, c), v * sum_tx, mask=first)

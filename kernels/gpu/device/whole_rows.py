@@ -139,12 +139,13 @@ def finish_row(
     tiles,  # of x
     ts,
     dy_ptr,  # [BLOCK_C, 1], at the row's first column, or None; dx likewise
-    a_ptr,
+    a_ptr,  # not read without dy
     dx_ptr,
     m_c,
     sign,
     scale,
     shift,  # or None
+    centre,  # or None
     weight,
     sum_tx,
     sum_t,
@@ -164,12 +165,15 @@ def finish_row(
     attention = ()
     for j in tl.static_range(MAP_W):
         t = found[j]
+        x = raw[j]
+        if centre is not None:
+            x -= centre
         if RELU_U:
-            u = scale * raw[j]
+            u = scale * x
             if shift is not None:
                 u += shift
             t = tl.where(u <= 0, 0.0, t)
-        sum_tx += t * raw[j]
+        sum_tx += t * x
         sum_t += t
         row = row + (t,)
         if dy_ptr is not None:
@@ -195,6 +199,7 @@ def march_rows(
     sign,
     scale,
     shift,  # or None
+    centre,  # or None
     weight,
     MAP_H: tl.constexpr,
     MAP_W: tl.constexpr,
@@ -208,7 +213,8 @@ def march_rows(
     TURN: tl.constexpr = 3 if MAP_H % 3 == 2 else MAP_H - 2
     ROW: tl.constexpr = MAP_W * PIXEL
     PITCH: tl.constexpr = MAP_W + 2
-    a_ptr += PITCH + 1
+    if dy_ptr is not None:
+        a_ptr += PITCH + 1
     dl_ptr += PITCH + 1
     sum_tx = tl.zeros_like(weight)
     sum_t = tl.zeros_like(weight)
@@ -235,11 +241,13 @@ def march_rows(
                 ts_b = ts_b + (tl.where(above | below, t_b[j], t_b[j] + dl),)
                 ts_n = ts_n + (tl.where(below, dl, 0.0),)
             dy_row_ptr = None
+            a_row_ptr = None
             if dy_ptr is not None:
                 dy_row_ptr = dy_ptr + row * ROW
+                a_row_ptr = a_ptr + row * PITCH
             sum_tx, sum_t = finish_row(
-                x_a, ts_a, dy_row_ptr, a_ptr + row * PITCH, dx_ptr + row * ROW, m_c, sign,
-                scale, shift, weight, sum_tx, sum_t, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
+                x_a, ts_a, dy_row_ptr, a_row_ptr, dx_ptr + row * ROW, m_c, sign,
+                scale, shift, centre, weight, sum_tx, sum_t, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
             )  # fmt: skip
             x_a, h_a, t_a = x_b, h_b, ts_b
             x_b, h_b, t_b = x_n, h_n, ts_n
@@ -252,11 +260,13 @@ def march_rows(
         ts_b = ts_b + (tl.where(above, t_b[j], t_b[j] + dl),)
     for row in range(MAP_H - 2, MAP_H):
         dy_row_ptr = None
+        a_row_ptr = None
         if dy_ptr is not None:
             dy_row_ptr = dy_ptr + row * ROW
+            a_row_ptr = a_ptr + row * PITCH
         sum_tx, sum_t = finish_row(
-            x_a, ts_a, dy_row_ptr, a_ptr + row * PITCH, dx_ptr + row * ROW, m_c, sign,
-            scale, shift, weight, sum_tx, sum_t, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
+            x_a, ts_a, dy_row_ptr, a_row_ptr, dx_ptr + row * ROW, m_c, sign,
+            scale, shift, centre, weight, sum_tx, sum_t, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
         )  # fmt: skip
         x_a, ts_a = x_b, ts_b
     return sum_tx, sum_t
@@ -268,6 +278,7 @@ def rows_input_gradient(
     x_ptr,
     scale_ptr,
     shift_ptr,  # or None
+    centre_ptr,  # or None; else x stands for x - centre in u and in the sums
     v_ptr,
     a_ptr,  # A and dl, as in `march_rows`; A is not read without dy
     dl_ptr,
@@ -297,16 +308,20 @@ def rows_input_gradient(
         shift = None
         if shift_ptr is not None:
             shift = load_apart((shift_ptr + c,), m_c)[0].to(dtype)
+        centre = None
+        if centre_ptr is not None:
+            centre = load_apart((centre_ptr + c,), m_c)[0].to(dtype)
         dy_c_ptr = None
         if dy_ptr is not None:
             dy_c_ptr = dy_ptr + c
         sum_tx, sum_t = march_rows(
-            dy_c_ptr, x_ptr + c, a_ptr, dl_ptr, dx_ptr + c, m_c, sign_of(scale).to(compare), scale, shift, scale * v,
-            MAP_H, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
+            dy_c_ptr, x_ptr + c, a_ptr, dl_ptr, dx_ptr + c, m_c, sign_of(scale).to(compare),
+            scale, shift, centre, scale * v, MAP_H, MAP_W, PIXEL, LANE, RELU_U, EVEN_C,
         )  # fmt: skip
         dv = scale * sum_tx
         if dshift_ptr is not None:
-            dv += shift * sum_t
+            if shift_ptr is not None:
+                dv += shift * sum_t
             store_apart(dshift_ptr + c, v * sum_t, m_c)
         store_apart(dv_ptr + c, dv, m_c)
         store_apart(dscale_ptr + c, v * sum_tx, m_c)

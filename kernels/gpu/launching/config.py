@@ -111,10 +111,11 @@ def backward_config(
     num_sms: int,
     compared: int | None = None,  # bytes per element in which x is compared: 4 for bfloat16; None: its own
 ) -> LaunchConfig:
-    """The launch of the backward for x of this shape [N, C, H, W], bytes per element and layout."""
+    """The launches of the backward, with norms or not, for x of this shape, bytes per element and layout."""
     # Instructions per element, float16, with whole maps and without: 63 and 143 at 160x7x7 in 8 subspaces, 60 and 94
-    # at 1024x7x7 in 4, 57 and 62 at 512x14x14. channels_last: 64 and 137; with whole rows 45 and 61, 48 and 76.
-    config = norm_backward_config(shape, num_splits, itemsize, channels_last, num_sms, compared)
+    # at 1024x7x7 in 4, 57 and 62 at 512x14x14. channels_last: 64 and 137; with whole rows 45 and 61, 48 and 76. The
+    # march with norms: 61 and 116, 55 and 81, 51 and 56; channels_last: 62 and 113, 37 and 54, 38 and 69.
+    config = _backward_tiles(shape, num_splits, itemsize, channels_last, num_sms, compared)
     if not _is_whole(config, shape, itemsize):
         return config
     if not channels_last:
@@ -125,15 +126,14 @@ def backward_config(
     return dataclasses.replace(config, whole_map=True, lane_channels=lane)
 
 
-def norm_backward_config(
+def _backward_tiles(
     shape: tuple[int, int, int, int],
     num_splits: int,
     itemsize: int,
     channels_last: bool,
     num_sms: int,
-    compared: int | None = None,
+    compared: int | None,
 ) -> LaunchConfig:
-    """The launches of the backward with BatchNorm, which always march; as `backward_config`."""
     if channels_last:
         config = _config(shape, num_splits, itemsize, channels_last, num_sms, 1, max_registers=255)
         config = _with_strips(config, shape, num_splits, MARCH_PROGRAMS_PER_SM * num_sms)

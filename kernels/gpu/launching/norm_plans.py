@@ -29,6 +29,7 @@ from .geometry import (
     runs,
     sweep_tile,
     vector_width,
+    whole_map,
     with_runs,
 )
 from .launch import Launch, compiler_options
@@ -165,7 +166,7 @@ class NormBackwardPlan:
     complete: Launch | None  # where the depthwise norm takes its statistics from this batch
     sums: Allocation  # [g, 5, N, chunks]
     partials: Allocation  # [N, strips, width]
-    scratch: Allocation  # [N, g, strips, 2, strip_rows + 4, pitch]
+    scratch: Allocation | None  # [N, g, strips, 2, strip_rows + 4, pitch]; None where tiles are whole maps
     width: int
 
 
@@ -190,13 +191,15 @@ def norm_backward_plan(
     x, dy = meta(shape, stride, dtype), meta(shape, dy_stride, dy_dtype)
     dx = torch.empty_like(x)
     if config is None:
-        config = configs.norm_backward_config(
+        config = configs.backward_config(
             (n, c, h, w), g, dtype.itemsize, is_channels_last(x), sms, compared_size(dtype)
         )
     config = with_runs(config, x, dy, dx)
     geometry = geometry_of(g, config, x, dy, dx, chunk=configs.pass_pixels(h, w, n * g, config, sms))
     access, access_dx, access_dy = geometry.access(x), geometry.access(x, dx), geometry.access(dy)
     block_i = min(next_power_of_2(geometry.chunks), 32)
+    tile = whole_map(config, g, x, dy, dx)
+    lane = config.lane_channels if tile["MAP_H"] else 0
     shared: dict[str, Any] = {
         **compiler_options(config),
         "RELU_Z": options.relu_z,
@@ -216,6 +219,8 @@ def norm_backward_plan(
         "BATCH_Z": batch2,
         "SUM_IMAGES": batch2 or has_beta2,
         "VEC": access_dx.vec,
+        **tile,
+        "LANE": lane,
     }
     complete = {
         **shared,
@@ -238,7 +243,7 @@ def norm_backward_plan(
         complete=Launch(norm_complete_kernel, (slabs, chunks), complete_numbers, complete) if batch1 else None,
         sums=contiguous(g, 5, n, chunks),
         partials=contiguous(n, strips, width),
-        scratch=contiguous(n, g, strips, 2, strip_rows + 4, pitch),
+        scratch=None if tile["MAP_H"] and not lane else contiguous(n, g, strips, 2, strip_rows + 4, pitch),
         width=width,
     )
 

@@ -46,7 +46,7 @@ def call_norm(x: Tensor, g: int, split: bool, *, batch1: bool, batch2: bool, bet
     n, c, h, w = x.shape
     p = meta(c, dtype=torch.float32 if beta else x.dtype)
     k = meta(g, dtype=p.dtype)
-    config = configs.norm_backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
+    config = configs.backward_config((n, c, h, w), g, x.element_size(), is_channels_last(x), 1)
     config = dataclasses.replace(config, split=split, strip_rows=configs.ROWS if split else 0)
     z = meta(n, g, h, w)
     inputs = NormInputs(x, p, p if batch1 else None, p if beta else None, p, k if batch2 else None, k if beta else None)

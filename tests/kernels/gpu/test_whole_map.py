@@ -20,8 +20,10 @@ from tests.helpers.golden import (
 )
 from tests.helpers.launches import split, whole
 from tests.helpers.layouts import channels_last, one_number, transposed, unaligned
+from tests.helpers.norm_golden import GRADIENTS, NormCase, check_norm, make_norm_case, run_norm_backward
 
 launcher = pytest.importorskip("ulsam_fused.kernels.gpu.backend", reason="needs Triton")
+norm_launcher = pytest.importorskip("ulsam_fused.kernels.gpu.norm_backend")
 geometry = pytest.importorskip("ulsam_fused.kernels.gpu.launching.geometry")
 
 
@@ -157,3 +159,55 @@ def test_others_march(lane: int, device: str) -> None:
     case = make_case((2, 4, 5, 6), 2, device=device, channels_last=True)
     case.dy = case.dy.contiguous()
     check(case, run_backward(launcher, case, *saved(case), config=whole(lane_channels=lane)))
+
+
+# --- with norms on the statistics of the batch: the backward ----------------------------------------------------------
+
+
+def norm_backward(case: NormCase, lane: int) -> dict[str, torch.Tensor | None]:
+    __tracebackhide__ = True
+    results = run_norm_backward(norm_launcher, case, config=whole(lane_channels=lane))
+    check_norm(case, results, interpreted=launcher.INTERPRETED)
+    return results
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("batch1", "batch2", "dtype"),
+    [(True, True, torch.float16), (True, False, torch.float32), (False, True, torch.bfloat16)],
+    ids=["both", "depthwise", "pointwise"],
+)
+def test_norms(batch1: bool, batch2: bool, dtype: torch.dtype, channels_last: bool, lane: int, device: str) -> None:
+    """5 channels, in tiles of 4 or a part of one."""
+    for on in (False, True):
+        case = make_norm_case(
+            (1, 5, 4, 3), 1, dtype, device, batch1=batch1, batch2=batch2, parameters=torch.float32, biases=on,
+            relu_u=on, relu_z=not on, channels_last=channels_last,
+        )  # fmt: skip
+        norm_backward(case, lane)
+
+
+@WAYS
+@pytest.mark.parametrize("batch1", [True, False], ids=["both", "pointwise"])
+def test_norms_ties_and_signs(batch1: bool, channels_last: bool, lane: int, device: str) -> None:
+    case = make_norm_case((1, 3, 5, 3), 1, torch.float32, device, batch1=batch1, channels_last=channels_last)
+    case.x = torch.randint_like(case.x, 3)
+    case.dw = case.dw.abs() * torch.tensor([1.0, -1.0, 0.0], device=device)
+    case.beta1 = case.beta1.abs() / 16 + 0.01  # no u is exactly 0
+    norm_backward(case, lane)
+
+
+@WAYS
+def test_norms_without_dy_and_twice(channels_last: bool, lane: int, device: str) -> None:
+    case = make_norm_case((1, 2, 3, 5), 1, torch.float32, device, batch1=False, channels_last=channels_last)
+    case.dy = None
+    one, other = norm_backward(case, lane), norm_backward(case, lane)
+    for name in GRADIENTS:
+        assert one[name] is other[name] is None or torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_norms_others_march(lane: int, device: str) -> None:
+    case = make_norm_case((1, 2, 3, 5), 1, torch.float32, device, batch1=False, channels_last=True)
+    case.dy = case.dy.contiguous()
+    norm_backward(case, lane)

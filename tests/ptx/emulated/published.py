@@ -43,8 +43,7 @@ class Call(NamedTuple):
 
     @property
     def backward_config(self) -> LaunchConfig:
-        choose = configs.norm_backward_config if self.form == "norm" else configs.backward_config
-        return choose(*self._given(), compared_size(self.dtype))
+        return configs.backward_config(*self._given(), compared_size(self.dtype))
 
     def _given(self) -> tuple[tuple[int, int, int, int], int, int, bool, int]:
         n, c, h, w, g = numbers(self.case)
