@@ -75,6 +75,7 @@ def input_gradient(
     RELU_U: tl.constexpr,
     EVEN_C: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    PIXEL: tl.constexpr,  # as in `march_columns`
     WIDE: tl.constexpr,
 ):
     """Writes dx of rows r_begin .. r_end - 1, and what they contribute to dv, dscale and dshift."""
@@ -102,7 +103,7 @@ def input_gradient(
             sum_tx, sum_t = march_columns(
                 dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
                 r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
+                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, PIXEL, RELU_U, EVEN_C, WIDE,
             )  # fmt: skip
         else:
             sum_tx, sum_t = march_lanes(
@@ -178,7 +179,7 @@ def backward_kernel(
     WIDE: tl.constexpr,  # offsets inside a slab need int64
     MAP_H: tl.constexpr,  # H and W of a small map, whose rows are written out, or 0
     MAP_W: tl.constexpr,
-    PIXEL: tl.constexpr,  # elements from one of its pixels to the next: 1, or in channels_last C
+    PIXEL: tl.constexpr,  # elements from one of its pixels to the next: 1, or in channels_last C, as in `march_columns`
     LANE: tl.constexpr,  # channels of a lane that holds whole rows of it; 0: the tile is the whole map
 ):
     """Grid (N * num_splits, 1) in the slab regime; else (N * num_splits, chunks), then (N * num_splits, strips)."""
@@ -272,7 +273,7 @@ def backward_kernel(
                 input_gradient(
                     dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr,
                     dv_ptr, dscale_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                    BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, WIDE,
+                    BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, PIXEL, WIDE,
                 )  # fmt: skip
         if RELU_Z:
             tl.store(partials_ptr + width - num_splits + k, db)

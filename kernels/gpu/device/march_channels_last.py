@@ -2,7 +2,8 @@
 
 Lane (c, s) owns columns s * COLUMNS .. s * COLUMNS + COLUMNS - 1 of a tile, so that neighbours are registers and
 nothing is exchanged. Beyond the strip it knows two columns of x and one window on either side (HALO), unless one strip
-is the whole row. Tuples are of columns, each [BLOCK_C, BLOCK_W] (channels, strips):
+is the whole row. Where tensors are dense and tiles whole, the columns of a strip have one address, and constants of
+PIXEL. x is kept until its row is done. Tuples are of columns, each [BLOCK_C, BLOCK_W] (channels, strips):
 
     xs   [COLUMNS + 4]   sign * x of a row, from column -2 of the strip on
     hs   [COLUMNS + 2]   maximum of a window's three columns of that row, from the window around column -1 on
@@ -12,19 +13,44 @@ is the whole row. Tuples are of columns, each [BLOCK_C, BLOCK_W] (channels, stri
 import triton
 import triton.language as tl
 
-from .maxpool_backward import finish, winning_rows
+from .maxpool_backward import finish
 from .primitives import clamp, load_apart, maximum, widen
 
 
 @triton.jit
-def load_columns(row_ptr, offsets, sign, m_c, COLUMNS: tl.constexpr, HALO: tl.constexpr, EVEN_C: tl.constexpr):
-    """xs of one row. Beyond a border stands the nearest pixel inside, which is in the same windows."""
+def column_at(row_ptr, offsets, J: tl.constexpr, COLUMNS: tl.constexpr, HALO: tl.constexpr, PIXEL: tl.constexpr):
+    """Addresses of column J of each strip."""
+    if PIXEL and J >= 0 and J < COLUMNS:
+        return row_ptr + offsets[HALO] + J * PIXEL  # one address, and a constant
+    else:
+        return row_ptr + offsets[HALO + J]
+
+
+@triton.jit
+def column_to(row_ptr, o_c, col, J: tl.constexpr, stride_w, PIXEL: tl.constexpr, WIDE: tl.constexpr):
+    """Likewise of dy and dx, which are not accessed beyond the strip."""
+    if PIXEL:
+        return row_ptr + (o_c + widen(col, WIDE) * stride_w) + J * PIXEL
+    else:
+        return row_ptr + (o_c + widen(col + J, WIDE) * stride_w)
+
+
+@triton.jit
+def load_columns(
+    row_ptr, offsets, m_c, COLUMNS: tl.constexpr, HALO: tl.constexpr, PIXEL: tl.constexpr, EVEN_C: tl.constexpr
+):
+    """x of one row. Beyond a border stands the nearest pixel inside, which is in the same windows."""
     ptrs = ()
-    for j in tl.static_range(COLUMNS + 4 if HALO else COLUMNS):
-        ptrs = ptrs + (row_ptr + offsets[j],)
-    loaded = load_apart(ptrs, None if EVEN_C else m_c)
+    for j in tl.static_range(COLUMNS + 2 * HALO):
+        ptrs = ptrs + (column_at(row_ptr, offsets, j - HALO, COLUMNS, HALO, PIXEL),)
+    return load_apart(ptrs, None if EVEN_C else m_c)
+
+
+@triton.jit
+def signed(loaded, sign, COLUMNS: tl.constexpr, HALO: tl.constexpr):
+    """xs of one row."""
     xs = ()
-    for j in tl.static_range(COLUMNS + 4 if HALO else COLUMNS):
+    for j in tl.static_range(COLUMNS + 2 * HALO):
         xs = xs + (loaded[j].to(sign.dtype) * sign,)
     if not HALO:
         xs = (xs[0], xs[0]) + xs + (xs[COLUMNS - 1], xs[COLUMNS - 1])
@@ -44,24 +70,28 @@ def row_maxima(xs, COLUMNS: tl.constexpr, HALO: tl.constexpr):
 
 
 @triton.jit
-def collect(xs, ts, first, J: tl.constexpr, COLUMNS: tl.constexpr, HALO: tl.constexpr):
-    """t of column J: from the windows of which it holds the first maximum of its row.
-
-    Comparisons are negated where a NaN has to win, as in max_pool2d.
-    """
-    x = xs[J + 2]
-    centre = (xs[J + 3] > x) == 0
-    if J > 0:
-        centre = centre & ((xs[J + 1] >= x) == 0)
-    elif HALO:
-        centre = centre & (first | ((xs[J + 1] >= x) == 0))
-    t = tl.where(centre, ts[J + 1], 0.0)
-    # where(p, t + a, t) is one predicated addition; t + where(p, a, 0) is two instructions
-    if HALO or J > 0:
-        t = tl.where((maximum(xs[J], xs[J + 1]) >= x) == 0, t + ts[J], t)
-    if HALO or J < COLUMNS - 1:
-        t = tl.where((maximum(xs[J + 3], xs[J + 4]) > x) == 0, t + ts[J + 2], t)
-    return t
+def collected(xs, ts, first, COLUMNS: tl.constexpr, HALO: tl.constexpr):
+    """t of each column of a row: ts of the windows of which it holds the first maximum of the row."""
+    lefts = ()  # of windows from that around column 0 on: whether the first column to reach its maximum is the left
+    rights = ()  # of those from that around column -1 on: whether it is the right
+    for j in tl.static_range(COLUMNS + 1):
+        lefts = lefts + (xs[j + 1] >= maximum(xs[j + 2], xs[j + 3]),)
+        rights = rights + (xs[j + 2] > maximum(xs[j], xs[j + 1]),)
+    row = ()
+    for j in tl.static_range(COLUMNS):
+        others = rights[j + 1]
+        if j > 0:
+            others = others | lefts[j]
+        elif HALO:
+            others = others | (lefts[0] & (first == 0))
+        t = tl.where(others, 0.0, ts[j + 1])
+        # where(p, t + a, t) is one predicated addition; t + where(p, a, 0) is two instructions
+        if HALO or j > 0:
+            t = tl.where(rights[j], t + ts[j], t)
+        if HALO or j < COLUMNS - 1:
+            t = tl.where(lefts[j + 1], t + ts[j + 2], t)
+        row = row + (t,)
+    return row
 
 
 @triton.jit
@@ -91,6 +121,7 @@ def march_columns(
     BLOCK_W: tl.constexpr,
     COLUMNS: tl.constexpr,
     HALO: tl.constexpr,
+    PIXEL: tl.constexpr,  # elements from a pixel to the next of dense tensors, of which tiles are whole; or 0
     RELU_U: tl.constexpr,
     EVEN_C: tl.constexpr,
     WIDE: tl.constexpr,
@@ -107,35 +138,42 @@ def march_columns(
     for w0 in range(0, W, BLOCK_W * COLUMNS):
         col = w0 + tl.arange(0, BLOCK_W)[None, :] * COLUMNS  # the first of each strip
         offsets = ()
-        for j in tl.static_range(COLUMNS + 4 if HALO else COLUMNS):
-            o_w = widen(clamp(col + (j - (2 if HALO else 0)), W), WIDE) * x_stride_w
+        for j in tl.static_range(COLUMNS + 2 * HALO):
+            o_w = widen(clamp(col + (j - HALO), W), WIDE) * x_stride_w
             offsets = offsets + (o_c * x_stride_c + o_w,)
         start = tl.maximum(r_begin, 1)
         row_ptr = x_ptr + clamp(start - 2, H).to(tl.int64) * x_stride_h
-        x_a = load_columns(row_ptr, offsets, sign, m_c, COLUMNS, HALO, EVEN_C)
+        x_a = load_columns(row_ptr, offsets, m_c, COLUMNS, HALO, PIXEL, EVEN_C)
         row_ptr = x_ptr + clamp(start - 1, H).to(tl.int64) * x_stride_h
-        x_b = load_columns(row_ptr, offsets, sign, m_c, COLUMNS, HALO, EVEN_C)
-        h_a = row_maxima(x_a, COLUMNS, HALO)
-        h_b = row_maxima(x_b, COLUMNS, HALO)
+        x_b = load_columns(row_ptr, offsets, m_c, COLUMNS, HALO, PIXEL, EVEN_C)
+        top = row_maxima(signed(x_a, sign, COLUMNS, HALO), COLUMNS, HALO)
+        h_b = row_maxima(signed(x_b, sign, COLUMNS, HALO), COLUMNS, HALO)
+        h_a = ()
+        h_ab = ()
         t_a = ()
-        for _ in tl.static_range(COLUMNS + 2):
+        for j in tl.static_range(COLUMNS + 2):
+            h_a = h_a + (tl.where(start >= 2, top[j], float("nan")),)  # above the map: it wins nothing
+            h_ab = h_ab + (maximum(top[j], h_b[j]),)
             t_a = t_a + (tl.zeros([BLOCK_C, BLOCK_W], dtype),)
         t_b = t_a
         for first_row in range(start, r_end + 2, ROWS):
             for i in tl.static_range(ROWS):
                 row = first_row + i
                 row_ptr = x_ptr + clamp(row, H).to(tl.int64) * x_stride_h
-                x_n = load_columns(row_ptr, offsets, sign, m_c, COLUMNS, HALO, EVEN_C)
-                h_n = row_maxima(x_n, COLUMNS, HALO)
+                x_n = load_columns(row_ptr, offsets, m_c, COLUMNS, HALO, PIXEL, EVEN_C)
+                h_n = row_maxima(signed(x_n, sign, COLUMNS, HALO), COLUMNS, HALO)
                 # the windows around row - 1
                 dl_row = dl_ptr + (row - r_begin) * pitch
+                h_bn = ()
                 ts_a = ()
                 ts_b = ()
                 ts_n = ()
                 for j in tl.static_range(COLUMNS + 2):
+                    h_bn = h_bn + (maximum(h_b[j], h_n[j]),)
                     if HALO or (j >= 1 and j <= COLUMNS):
                         dl = tl.load(dl_row + (col + j))
-                        above, below = winning_rows(h_a[j], h_b[j], h_n[j], row >= 2)
+                        above = h_a[j] >= h_bn[j]
+                        below = h_n[j] > h_ab[j]
                         ts_a = ts_a + (tl.where(above, t_a[j] + dl, t_a[j]),)
                         ts_b = ts_b + (tl.where(above | below, t_b[j], t_b[j] + dl),)
                         ts_n = ts_n + (tl.where(below, dl, 0.0),)
@@ -145,22 +183,31 @@ def march_columns(
                         ts_n = ts_n + (t_a[j],)
                 # row - 2 has heard from all its windows
                 done = row - 2
-                done_ptr = x_ptr + clamp(done, H).to(tl.int64) * x_stride_h
-                o_a = tl.maximum(done - r_begin + 1, 0) * pitch
+                o_row = tl.cast(done, tl.int64)
+                found = collected(signed(x_a, sign, COLUMNS, HALO), ts_a, col == 0, COLUMNS, HALO)
                 for j in tl.static_range(COLUMNS):
-                    t = collect(x_a, ts_a, col == 0, j, COLUMNS, HALO)
-                    o_w = widen(col + j, WIDE)
                     m = col + j < W
+                    if PIXEL:
+                        m = True
                     if not EVEN_C:
                         m = m & m_c
-                    x = load_apart((done_ptr + offsets[j + (2 if HALO else 0)],), m)[0].to(dtype)
+                    dy_row_ptr = None
+                    a_row_ptr = None
+                    if dy_ptr is not None:
+                        dy_row_ptr = column_to(
+                            dy_ptr + o_row * dy_stride_h, o_c * dy_stride_c, col, j, dy_stride_w, PIXEL, WIDE
+                        )
+                        a_row_ptr = a_ptr + tl.maximum(done - r_begin + 1, 0) * pitch + col + (j + 1)
+                    dx_row_ptr = column_to(
+                        dx_ptr + o_row * dx_stride_h, o_c * dx_stride_c, col, j, dx_stride_w, PIXEL, WIDE
+                    )
                     tx, t = finish(
-                        t, x, dy_ptr, a_ptr, o_a + (col + (j + 1)), dx_ptr, done, m,
-                        o_c * dy_stride_c + o_w * dy_stride_w, o_c * dx_stride_c + o_w * dx_stride_w,
-                        scale, shift, centre, weight, r_begin, r_end, H, dy_stride_h, dx_stride_h, RELU_U,
+                        found[j], x_a[HALO + j].to(dtype), dy_row_ptr, a_row_ptr, dx_row_ptr, done, m,
+                        scale, shift, centre, weight, r_begin, r_end, RELU_U,
                     )  # fmt: skip
                     sum_tx += tx
                     sum_t += t
                 x_a, h_a, t_a = x_b, h_b, ts_b
                 x_b, h_b, t_b = x_n, h_n, ts_n
+                h_ab = h_bn
     return tl.sum(sum_tx, 1), tl.sum(sum_t, 1)

@@ -179,11 +179,15 @@ def march_lanes(
                     ts_n = ts_n + (tl.where(below, dls[j], 0.0),)
                 # row - 2 has heard from all its windows
                 done = row - 2
-                o_a = tl.maximum(done - r_begin + 1, 0) * pitch
+                o_row = tl.cast(done, tl.int64)
+                dy_row_ptr = None
+                a_row_ptr = None
+                if dy_ptr is not None:
+                    dy_row_ptr = dy_ptr + o_row * dy_stride_h + o_dy
+                    a_row_ptr = a_ptr + (tl.maximum(done - r_begin + 1, 0) * pitch + o_map)
                 tx, t = finish(
-                    collect(ts_a, left_a, right_a, i_left, i_right, COLUMNS), x_a, dy_ptr, a_ptr, o_a + o_map, dx_ptr,
-                    done, m, o_dy, o_dx, scale, shift, centre, weight, r_begin, r_end, H,
-                    dy_stride_h, dx_stride_h, RELU_U,
+                    collect(ts_a, left_a, right_a, i_left, i_right, COLUMNS), x_a, dy_row_ptr, a_row_ptr,
+                    dx_ptr + o_row * dx_stride_h + o_dx, done, m, scale, shift, centre, weight, r_begin, r_end, RELU_U,
                 )  # fmt: skip
                 sum_tx += tx
                 sum_t += t

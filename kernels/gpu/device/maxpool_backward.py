@@ -32,29 +32,22 @@ def bordered(i, r_begin, r_end, H, W, pitch, LEFT: tl.constexpr):
 def finish(
     t,
     x,
-    dy_ptr,  # or None
-    a_ptr,  # not read without dy
-    o_a,  # offset of A
+    dy_ptr,  # of these pixels, or None, and so the next
+    a_ptr,
     dx_ptr,
     row,
     m,  # pixels to be written, if their row is
-    o_dy,  # offsets in a row
-    o_dx,
     scale,
     shift,  # or None
     centre,  # or None
     weight,
     r_begin,
     r_end,
-    H,
-    dy_stride_h,
-    dx_stride_h,
     RELU_U: tl.constexpr,
 ):
     """Writes dx = D * (1 + A) + scale * v * t of pixels of one row; returns t * x and t, 0 where nothing is written."""
     dtype: tl.constexpr = t.dtype
     m = (row >= r_begin) & (row < r_end) & m
-    o_row = tl.cast(row, tl.int64)
     if centre is not None:
         x -= centre
     if RELU_U:
@@ -65,7 +58,7 @@ def finish(
     t = tl.where(m, t, 0.0)
     dx = weight * t
     if dy_ptr is not None:
-        dy = load_apart((dy_ptr + o_row * dy_stride_h + o_dy,), m)[0].to(dtype)
-        dx += dy + tl.load(a_ptr + o_a) * dy
-    store_apart(dx_ptr + o_row * dx_stride_h + o_dx, dx, m)
+        dy = load_apart((dy_ptr,), m)[0].to(dtype)
+        dx += dy + tl.load(a_ptr) * dy
+    store_apart(dx_ptr, dx, m)
     return t * x, t

@@ -176,8 +176,9 @@ def _with_columns(
     """The tile of `march_columns`: channels first, so that accesses are long, then strips of a row.
 
     A lane holds 8 registers from row to row for each of its columns and channels. So it has one channel and 7 columns.
-    In 16 bits it has two channels, which makes accesses of 4 bytes, and 4 columns; or 7 columns, where these are the
-    whole row, so that nothing beyond them is held, and are compared in 16 bits.
+    In 16 bits it has two channels, which makes accesses of 4 bytes, and 4 columns, unless a row is whole tiles of 7: of
+    dense tensors these have constant addresses. Or it has two channels and 7 columns, where these are the row, so that
+    nothing beyond them is held, and are compared in 16 bits.
     """
     _, c, _, w = shape
     group = c // num_splits
@@ -185,9 +186,12 @@ def _with_columns(
     if itemsize == 8:
         return dataclasses.replace(config, block_w=8, strip_columns=2, block_c=lanes // 8)
     elements, most = lanes, STRIP_COLUMNS
+    fours = next_power_of_2(group) * next_power_of_2(cdiv(w, 4))  # lanes, if each had one channel and 4 columns
+    strips = lanes // min(next_power_of_2(group), lanes)
+    whole = group % (lanes // strips) == 0 and w % (STRIP_COLUMNS * strips) == 0
     if itemsize == 2 and w <= STRIP_COLUMNS and compared == 2 and group >= 2 * lanes:
         elements = 2 * lanes
-    elif itemsize == 2 and w > STRIP_COLUMNS and next_power_of_2(group) * next_power_of_2(cdiv(w, 4)) >= 2 * lanes:
+    elif itemsize == 2 and w > STRIP_COLUMNS and not whole and 2 * lanes <= fours:
         if compared == 2 or group % min(next_power_of_2(group), 2 * lanes) == 0:  # else bfloat16 spills
             elements, most = 2 * lanes, 4
     block_c = min(next_power_of_2(group), elements)

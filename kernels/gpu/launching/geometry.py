@@ -195,6 +195,17 @@ def whole_map(config: LaunchConfig, num_splits: int, *tensors: Tensor) -> dict[s
     return {**tile, "MAP_H": h, "MAP_W": w, "PIXEL": pixels[0]}
 
 
+def backward_map(config: LaunchConfig, num_splits: int, *tensors: Tensor) -> dict[str, int]:
+    """Likewise, and LANE; PIXEL also where a march in channels_last has whole tiles of dense tensors."""
+    _, c, _, w = tensors[0].shape
+    tile = whole_map(config, num_splits, *tensors)
+    if tile["MAP_H"]:
+        return {**tile, "LANE": config.lane_channels}
+    dense = all(t.stride()[1:] == (1, w * c, c) for t in tensors) and not any(map(is_wide, tensors))
+    whole = w % (config.block_w * config.strip_columns) == 0 and c // num_splits % config.block_c == 0
+    return {**tile, "LANE": 0, "PIXEL": c if dense and whole else 0}
+
+
 def run_cycle(group: int, x: Tensor, y: Tensor, config: LaunchConfig) -> dict[str, int]:
     """RUN, elements of at most 16 bytes, and CYCLE, channels after which runs begin at the same pixels; 1 if no use."""
     pixels = x.shape[2] * x.shape[3]

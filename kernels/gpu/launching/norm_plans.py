@@ -14,6 +14,7 @@ from . import config as configs
 from .config import ROWS, LaunchConfig, MomentsConfig, cdiv, next_power_of_2
 from .geometry import (
     Allocation,
+    backward_map,
     backward_march_tile,
     compared_size,
     contiguous,
@@ -29,7 +30,6 @@ from .geometry import (
     runs,
     sweep_tile,
     vector_width,
-    whole_map,
     with_runs,
 )
 from .launch import Launch, compiler_options
@@ -198,8 +198,8 @@ def norm_backward_plan(
     geometry = geometry_of(g, config, x, dy, dx, chunk=configs.pass_pixels(h, w, n * g, config, sms))
     access, access_dx, access_dy = geometry.access(x), geometry.access(x, dx), geometry.access(dy)
     block_i = min(next_power_of_2(geometry.chunks), 32)
-    tile = whole_map(config, g, x, dy, dx)
-    lane = config.lane_channels if tile["MAP_H"] else 0
+    tile = backward_map(config, g, x, dy, dx)
+    whole = tile["MAP_H"] > 0 and not tile["LANE"]
     shared: dict[str, Any] = {
         **compiler_options(config),
         "RELU_Z": options.relu_z,
@@ -220,7 +220,6 @@ def norm_backward_plan(
         "SUM_IMAGES": batch2 or has_beta2,
         "VEC": access_dx.vec,
         **tile,
-        "LANE": lane,
     }
     complete = {
         **shared,
@@ -243,7 +242,7 @@ def norm_backward_plan(
         complete=Launch(norm_complete_kernel, (slabs, chunks), complete_numbers, complete) if batch1 else None,
         sums=contiguous(g, 5, n, chunks),
         partials=contiguous(n, strips, width),
-        scratch=None if tile["MAP_H"] and not lane else contiguous(n, g, strips, 2, strip_rows + 4, pitch),
+        scratch=None if whole else contiguous(n, g, strips, 2, strip_rows + 4, pitch),
         width=width,
     )
 

@@ -17,6 +17,7 @@ from . import config as configs
 from .config import ROWS, LaunchConfig
 from .geometry import (
     Allocation,
+    backward_map,
     backward_march_tile,
     compared_size,
     contiguous,
@@ -143,9 +144,8 @@ def backward_plan(
     config = with_runs(config, x, dy, dx)
     geometry = geometry_of(g, config, x, dy, dx)
     access, access_dy = geometry.access(x), geometry.access(dy)
-    tile = whole_map(config, g, x, dy, dx)
-    lane = config.lane_channels if tile["MAP_H"] else 0
-    whole = tile["MAP_H"] > 0 and not lane
+    tile = backward_map(config, g, x, dy, dx)
+    whole = tile["MAP_H"] > 0 and not tile["LANE"]
     constants = {
         **backward_march_tile(geometry),
         **sweep_tile(config),
@@ -160,7 +160,6 @@ def backward_plan(
         "SAME": x.stride() == dy.stride() == dx.stride(),
         "WIDE": geometry.wide,
         **tile,
-        "LANE": lane,
     }
     slabs, strips, strip_rows, chunks = geometry.slabs, geometry.strips, geometry.strip_rows, geometry.chunks
     sizes = [c] * (3 if has_shift else 2) + [g] * options.relu_z

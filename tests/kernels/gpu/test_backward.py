@@ -83,6 +83,9 @@ def test_strips_of_columns(columns: int, strips: int, device: str) -> None:
     ):
         if w > 0:
             backward(make_case((1, 3, 3, w), 1, device=device, channels_last=True, relu_z=True), config)
+    if width > 1:
+        case = make_case((2, 4, 3, 2 * width), 2, device=device, channels_last=True, relu_u=True)
+        backward(case, split(2, block_c=2, **tile))  # whole tiles of dense tensors
 
 
 @pytest.mark.parametrize("w", [63, 64, 65])
@@ -157,8 +160,14 @@ def test_ties(dtype: torch.dtype, config: LaunchConfig, nhwc: bool, device: str)
 
 @pytest.mark.parametrize(
     "config",
-    [slab(block_w=1, strip_columns=9), slab(block_w=2, strip_columns=5), split(2, block_w=2, strip_columns=2)],
-    ids=["row", "strips", "tiles"],
+    [
+        slab(block_w=1, strip_columns=9),
+        slab(block_w=2, strip_columns=5),
+        split(2, block_w=2, strip_columns=2),
+        slab(block_w=1, strip_columns=9, block_c=1),
+        split(2, block_w=1, strip_columns=3, block_c=1),
+    ],
+    ids=["row", "strips", "tiles", "whole row", "whole tiles"],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_ties_across_columns(dtype: torch.dtype, config: LaunchConfig, device: str) -> None:

@@ -123,8 +123,9 @@ def test_chosen_configuration(batch: int, device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_types(dtype: torch.dtype, batch1: bool, batch2: bool, device: str) -> None:
     """In channels_last; other tests have each type in NCHW, and `tests/ptx/emulated/shipped.py` float16."""
-    case = make_norm_case((2, 6, 4, 3), 2, dtype, device, batch1=batch1, batch2=batch2, channels_last=True)
+    case = make_norm_case((2, 6, 4, 4), 2, dtype, device, batch1=batch1, batch2=batch2, channels_last=True)
     backward(case, split(3))
+    backward(case, split(3, block_c=1, block_w=2, strip_columns=2))  # whole tiles
 
 
 @NORMS

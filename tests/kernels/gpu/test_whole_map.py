@@ -18,7 +18,7 @@ from tests.helpers.golden import (
     run_reference,
     saved,
 )
-from tests.helpers.launches import split, whole
+from tests.helpers.launches import slab, split, whole
 from tests.helpers.layouts import channels_last, one_number, transposed, unaligned
 from tests.helpers.norm_golden import GRADIENTS, NormCase, check_norm, make_norm_case, run_norm_backward
 
@@ -151,6 +151,25 @@ def test_who_takes_it() -> None:
         assert geometry.whole_map(whole(), 1, x, layout(x)) == left
     assert geometry.whole_map(split(), 1, x) == left
     assert geometry.whole_map(split(whole_map=True), 1, x) == left
+
+
+def test_whole_tiles_of_a_march() -> None:
+    """Of dense tensors in channels_last the kernel is told where pixels lie."""
+    x = torch.empty(2, 4, 5, 6, device="meta")
+    last = channels_last(x)
+    march = {"MAP_H": 0, "MAP_W": 0, "LANE": 0}
+    told = slab(block_c=2, block_w=1, strip_columns=3)
+    assert geometry.backward_map(told, 2, last, last[:1]) == {**march, "PIXEL": 4}
+    for config, tensors in (
+        (slab(block_c=2, block_w=1, strip_columns=4), (last,)),
+        (slab(block_c=4, block_w=1, strip_columns=3), (last,)),
+        (told, (last, x)),
+        (told, (channels_last(torch.empty(2, 8, 5, 6, device="meta"))[:, 4:],)),
+        (told, (torch.empty(1, 2**27, 4, 6, device="meta").to(memory_format=torch.channels_last),)),
+    ):
+        assert geometry.backward_map(config, 2, *tensors) == {**march, "PIXEL": 0}
+    rows = whole(lane_channels=1)
+    assert geometry.backward_map(rows, 1, last) == {**geometry.whole_map(rows, 1, last), "LANE": 1}
 
 
 @pytest.mark.parametrize("lane", [0, 1, 2])
