@@ -77,47 +77,56 @@ def input_gradient(
     CHANNELS_LAST: tl.constexpr,
     PIXEL: tl.constexpr,  # as in `march_columns`
     WIDE: tl.constexpr,
+    MAP_H: tl.constexpr,  # as in `backward_kernel`
+    MAP_W: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     """Writes dx of rows r_begin .. r_end - 1, and what they contribute to dv, dscale and dshift."""
-    dtype: tl.constexpr = dl_ptr.dtype.element_ty
-    # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway. In NCHW all are
-    # compared in the type of the map, which takes fewer conversions
-    narrow: tl.constexpr = CHANNELS_LAST and x_ptr.dtype.element_ty != tl.bfloat16
-    compare: tl.constexpr = x_ptr.dtype.element_ty if narrow else dtype
-    for c0 in range(0, G, BLOCK_C):
-        c = c0 + tl.arange(0, BLOCK_C)
-        m_c = c < G
-        scale = load_channel(scale_ptr, c, G, dtype)
-        v = load_channel(v_ptr, c, G, dtype)
-        shift = None
-        shift_c = None
-        centre = None
-        if shift_ptr is not None:
-            shift = load_channel(shift_ptr, c, G, dtype)
-            shift_c = shift[:, None]
-        if centre_ptr is not None:
-            centre = load_channel(centre_ptr, c, G, dtype)[:, None]
-        sign = sign_of(scale).to(compare)[:, None]
-        weight = (scale * v)[:, None]
-        if CHANNELS_LAST:
-            sum_tx, sum_t = march_columns(
-                dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
-                r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, PIXEL, RELU_U, EVEN_C, WIDE,
-            )  # fmt: skip
-        else:
-            sum_tx, sum_t = march_lanes(
-                dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
-                r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
-            )  # fmt: skip
-        dv = scale * sum_tx
-        if dshift_ptr is not None:
+    if MAP_H:
+        rows_input_gradient(
+            dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, a_ptr, dl_ptr, dx_ptr,
+            dv_ptr, dscale_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
+        )  # fmt: skip
+    else:
+        dtype: tl.constexpr = dl_ptr.dtype.element_ty
+        # x is compared in its own type, but bfloat16 in float32, to which its maximum is promoted anyway. In NCHW all
+        # are compared in the type of the map, which takes fewer conversions
+        narrow: tl.constexpr = CHANNELS_LAST and x_ptr.dtype.element_ty != tl.bfloat16
+        compare: tl.constexpr = x_ptr.dtype.element_ty if narrow else dtype
+        for c0 in range(0, G, BLOCK_C):
+            c = c0 + tl.arange(0, BLOCK_C)
+            m_c = c < G
+            scale = load_channel(scale_ptr, c, G, dtype)
+            v = load_channel(v_ptr, c, G, dtype)
+            shift = None
+            shift_c = None
+            centre = None
             if shift_ptr is not None:
-                dv += shift * sum_t
-            tl.store(dshift_ptr + c, v * sum_t, mask=m_c)
-        tl.store(dv_ptr + c, dv, mask=m_c)
-        tl.store(dscale_ptr + c, v * sum_tx, mask=m_c)
+                shift = load_channel(shift_ptr, c, G, dtype)
+                shift_c = shift[:, None]
+            if centre_ptr is not None:
+                centre = load_channel(centre_ptr, c, G, dtype)[:, None]
+            sign = sign_of(scale).to(compare)[:, None]
+            weight = (scale * v)[:, None]
+            if CHANNELS_LAST:
+                sum_tx, sum_t = march_columns(
+                    dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
+                    r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+                    MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, PIXEL, RELU_U, EVEN_C, WIDE,
+                )  # fmt: skip
+            else:
+                sum_tx, sum_t = march_lanes(
+                    dy_ptr, x_ptr, a_ptr, dl_ptr, dx_ptr, c, sign, scale[:, None], shift_c, centre, weight,
+                    r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+                    MARCH_ROWS, BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, WIDE,
+                )  # fmt: skip
+            dv = scale * sum_tx
+            if dshift_ptr is not None:
+                if shift_ptr is not None:
+                    dv += shift * sum_t
+                tl.store(dshift_ptr + c, v * sum_t, mask=m_c)
+            tl.store(dv_ptr + c, dv, mask=m_c)
+            tl.store(dscale_ptr + c, v * sum_tx, mask=m_c)
 
 
 @triton.jit
@@ -264,16 +273,10 @@ def backward_kernel(
                 z_ptr, da_ptr, lse, total, a_ptr, dl_ptr, r_begin, r_end, H, W, pitch, LEFT, BLOCK_P, RELU_Z
             )
             tl.debug_barrier()  # A and dl are written before they are read
-            if MAP_H:
-                rows_input_gradient(
-                    dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr,
-                    dv_ptr, dscale_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
-                )  # fmt: skip
-            else:
-                input_gradient(
-                    dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr,
-                    dv_ptr, dscale_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                    BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, PIXEL, WIDE,
-                )  # fmt: skip
+            input_gradient(
+                dy_ptr, x_ptr, scale_ptr, shift_ptr, None, v_ptr, a_ptr, dl_ptr, dx_ptr,
+                dv_ptr, dscale_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+                BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, PIXEL, WIDE, MAP_H, MAP_W, LANE,
+            )  # fmt: skip
         if RELU_Z:
             tl.store(partials_ptr + width - num_splits + k, db)

@@ -33,7 +33,6 @@ from .device.primitives import aligned, load_channel, mirrored_program, pixel_of
 from .device.slab import slab_of, slab_place
 from .device.softmax_backward import attention_gradient, chunk_sums, image_sums, logit_gradient
 from .device.whole_map import map_input_gradient, norm_map_logit_gradient
-from .device.whole_rows import rows_input_gradient
 
 
 @triton.jit
@@ -255,17 +254,11 @@ def norm_march_kernel(
             gain, offset, batch,
         )  # fmt: skip
         tl.debug_barrier()  # A and dz are written before they are read
-        if MAP_H:
-            rows_input_gradient(
-                dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, a_ptr, dz_ptr, dx_ptr,
-                dv_ptr, partials_ptr, dshift_ptr, G, MAP_H, MAP_W, PIXEL, LANE, BLOCK_C, RELU_U, EVEN_C,
-            )  # fmt: skip
-        else:
-            input_gradient(
-                dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, a_ptr, dz_ptr, dx_ptr,
-                dv_ptr, partials_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
-                BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, PIXEL, WIDE,
-            )  # fmt: skip
+        input_gradient(
+            dy_ptr, x_ptr, scale_ptr, shift_ptr, centre_ptr, v_ptr, a_ptr, dz_ptr, dx_ptr,
+            dv_ptr, partials_ptr, dshift_ptr, r_begin, r_end, H, W, G, pitch, dy_strides, x_strides, dx_strides,
+            BLOCK_C, BLOCK_W, COLUMNS, HALO, RELU_U, EVEN_C, CHANNELS_LAST, PIXEL, WIDE, MAP_H, MAP_W, LANE,
+        )  # fmt: skip
 
 
 @triton.jit
